@@ -1,0 +1,53 @@
+"""Errors name the thing, what was wrong with it, and what would be right.
+
+Each is a :class:`Error` and the built-in that matches, so that ``except ValueError`` in a training script and
+``except ganfast.Error`` in a launcher both work.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Error(Exception):
+    """Anything that ganfast refuses or gives up on."""
+
+
+class InvalidValue(Error, ValueError):
+    """A value is outside what the function accepts."""
+
+
+class InvalidType(Error, TypeError):
+    """An object is of a kind that the function does not accept."""
+
+
+class InvalidData(Error, ValueError):
+    """A data set is missing, unreadable, or does not fit what it claims to be."""
+
+
+class NotFound(Error, FileNotFoundError):
+    """A file or folder that was asked for does not exist."""
+
+
+class NotWritable(Error, OSError):
+    """A place to write to cannot be written."""
+
+
+class Damaged(Error, ValueError):
+    """A file exists and fails its checksum or its format."""
+
+
+class NonFinite(Error, FloatingPointError):
+    """Training produced NaN or Inf and could not recover."""
+
+
+class Unavailable(Error, RuntimeError):
+    """A backend or an optional package that was asked for is not there."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """``'; did you mean 'dcgan'?'`` where something in ``known`` is close to ``name``, otherwise what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
