@@ -1,0 +1,6 @@
+"""Modules, and functions that change the modules of a network in place."""
+
+from ganfast.nn.fuse import fuse, fuse_report
+from ganfast.nn.spectral_norm import from_torch_state_dict, spectral_norm_, to_torch_state_dict, update_spectral_norm
+
+__all__ = ["from_torch_state_dict", "fuse", "fuse_report", "spectral_norm_", "to_torch_state_dict", "update_spectral_norm"]

@@ -1,0 +1,73 @@
+# make demo   train DCGAN on the embedded data set and look at it
+# make test   everything that CI runs
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# the demo's command line, and where it leaves its run
+DEMO_OUT  ?= runs/demo
+DEMO_ARGS ?= dcgan --data fashion-mnist-10k
+
+# What an installed copy depends on: an edited Python file needs no new install, these do.
+SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
+CPP     := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh)
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+.PHONY: help demo test lint format pytest bench learning clean
+
+help:
+	@echo "make demo      train DCGAN on the embedded data set (about two minutes on a CPU), into $(DEMO_OUT)"
+	@echo "make test      lint, types, import rules and all tests"
+	@echo "make lint      the first three of these alone"
+	@echo "make format    put Python and C++ into the one style"
+	@echo "make bench     the benchmarks of the ops"
+	@echo "make learning  train every recipe for real and judge what it learned"
+	@echo "make clean     remove the environment and everything that was built"
+	@echo "PYTHON=python3.12 chooses the Python, 3.11 or newer"
+
+demo: $(VENV)/.installed
+	$(BIN)/ganfast train $(DEMO_ARGS) --out $(DEMO_OUT)
+	@echo
+	@echo "Open $(DEMO_OUT)/report.html: samples, the training as an animation, loss curves."
+	@echo "The pictures are in $(DEMO_OUT)/samples; once more: make demo DEMO_OUT=runs/another"
+
+test: lint pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy ganfast
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/lint-imports --no-cache
+
+pytest: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/ganfast bench ops
+
+learning: $(VENV)/.installed-dev
+	$(BIN)/python benches/learning.py $(LEARNING_ARGS)
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "ganfast needs Python 3.11 or newer, and '$(PYTHON)' is `$(PYTHON) --version 2>&1`; say make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python $(SOURCES)
+	$(INSTALL) -e .
+	@$(BIN)/python -m ganfast._build
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.python $(SOURCES)
+	$(INSTALL) -e '.[dev]'
+	@$(BIN)/python -m ganfast._build
+	@touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) build dist ganfast.egg-info ganfast/_build_info.json ganfast/*.so

@@ -1,0 +1,225 @@
+"""Training by name: recipes and data put together with the engine, and a run's configuration written and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from ganfast import recipes
+from ganfast._version import __version__
+from ganfast.data import Dataset, open_dataset
+from ganfast.engine import checkpoint, loop, trainer
+from ganfast.engine.randomness import seeded
+from ganfast.engine.runfolder import RunFolder, read_config
+from ganfast.engine.settings import Settings
+from ganfast.errors import InvalidType, InvalidValue, NotFound, near
+from ganfast.recipe import Recipe
+
+SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
+DATA_OPTIONS = ("image_size", "channels", "filter")  # how the data are opened; the recipe takes its size and channels from them
+_FREE = ("device", "keep", "log_every", "tick_every", "checkpoint_every")  # may differ when a run goes on
+
+
+class Trainer(trainer.Trainer):
+    """The engine's trainer, for a recipe by name and data by name, path or array.
+
+    ``options`` are engine settings (batch, device, precision, seed, ...), data options (image_size, channels, filter) and the named
+    recipe's own (width, critic_steps, ...), in one list. With ``out`` it makes a run folder there and can save.
+    Raises InvalidValue, InvalidType or InvalidData for what does not fit, before anything is written.
+    """
+
+    def __init__(self, recipe: str | Recipe, data: Any, *, out: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        settings, data_options, recipe_options = _sorted(recipe, options)
+        opened = open_dataset(data, **data_options)
+        named = isinstance(recipe, str)
+        built = build(recipe, opened, seed=settings.get("seed", 0), **recipe_options) if isinstance(recipe, str) else recipe
+        super().__init__(built, opened, out=None if out is None else Path(out), **settings)
+        source = os.fspath(data) if isinstance(data, str | os.PathLike) else None
+        self.config = {**_config(self, source, data_options, named), "given": _plain(options)}
+        self._folder = None if self.out is None else RunFolder.create(self.out, self.config)
+
+    def run(self, steps: int) -> Run:
+        """``steps`` further iterations with log, pictures, checkpoints and a report where there is an ``out``.
+
+        SIGINT and SIGTERM save and end it early; ``Run.interrupted`` then names the signal.
+        """
+        if steps < 0:
+            raise InvalidValue(f"run: expected steps of at least 0, got {steps}")
+        return self._run_until(self.steps + steps)
+
+    def _run_until(self, until: int) -> Run:
+        seconds = 0.0
+        if self.out is not None:
+            commands = {"command": command(self.config, until), "resume": command(self.config, until, resume=True)}
+            self.config = {**self.config, "steps": until, **commands}
+            self._folder = RunFolder.create(self.out, self.config, resume=True)
+            self._folder.truncate_after(self.steps)
+            self.sweep()
+            seconds = max((row.get("seconds", 0.0) for row in self._folder.rows()), default=0.0)
+        interrupted = loop.run(self, until, self._folder, seconds=seconds)
+        rows = [] if self._folder is None else self._folder.rows()
+        return Run(self, self.out, self.steps, rows, interrupted)
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        recipe: Recipe | None = None,
+        data: Any = None,
+        warn: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+        **options: Any,
+    ) -> Trainer:
+        """The trainer of a run folder at its newest undamaged checkpoint, or at the checkpoint folder given.
+
+        ``recipe`` and ``data`` are needed only where the run was made from objects and not from names. ``options`` may repeat what the run was
+        made with; only device and intervals may differ. Raises NotFound where there is nothing to resume, Damaged where no
+        checkpoint is whole, InvalidValue for options that contradict the run.
+        """
+        place = Path(path)
+        one = place if (place / checkpoint.MANIFEST).exists() else None
+        out = place.parent.parent if one else place
+        if not out.is_dir():
+            raise NotFound(f"nothing to resume: there is no folder {out}")
+        config = read_config(out)
+        settings, data_options, recipe_options = _sorted(config["recipe"] if config["named"] else recipe, options)
+        _agree(out, config, {**settings, **data_options, **recipe_options})
+        if not config["named"] and recipe is None:
+            raise InvalidValue(f"{out} was trained with a recipe object {config['recipe']!r}: pass recipe= to resume it")
+        if config["data"]["source"] is None and data is None:
+            raise InvalidValue(f"{out} was trained on data given as an object: pass data= to resume it")
+        opened = open_dataset(config["data"]["source"] if data is None else data, **config["data"]["options"])
+        engine = {**config["engine"], **{key: value for key, value in settings.items() if key in _FREE}}
+        built = recipes.get(config["recipe"], **config["options"]) if recipe is None else recipe
+        self = cls.__new__(cls)
+        trainer.Trainer.__init__(self, built, opened, out=out, **engine)
+        self.config, self._folder = {**config, "engine": engine}, RunFolder(out)
+        if one is not None:
+            self.load(checkpoint.read(one))
+        else:
+            self.load_newest(warn)
+        return self
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training left: the trainer as it stands, the folder, the iterations done, the rows of the log."""
+
+    trainer: Trainer
+    out: Path | None
+    steps: int
+    log: list[dict[str, Any]]
+    interrupted: str  # the signal that ended it early, or empty
+
+    @property
+    def report(self) -> Path | None:
+        """The self-contained page with everything, if the run has a folder."""
+        return None if self.out is None else self.out / "report.html"
+
+
+def train(
+    recipe: str | Recipe, data: Any, *, steps: int, out: str | os.PathLike[str] | None = None, resume: bool = False, **options: Any
+) -> Run:
+    """Train ``recipe`` on ``data`` up to iteration ``steps`` and leave a run folder in ``out``.
+
+    ``options`` are those of :class:`Trainer`. ``resume`` goes on with the run in ``out``. See :class:`Trainer` for what is raised.
+    """
+    if steps < 0:
+        raise InvalidValue(f"train: expected steps of at least 0, got {steps}")
+    if not resume:
+        if options.get("decay") == "linear" or (isinstance(recipe, str) and "decay" not in options):
+            options.setdefault("decay_steps", steps)
+        return Trainer(recipe, data, out=out, **options)._run_until(steps)
+    if out is None:
+        raise InvalidValue("resume: expected the run's folder as out")
+    named = isinstance(recipe, str)
+    trained = read_config(Path(out)) if Path(out).is_dir() else {}
+    if named and trained and trained.get("recipe") != recipe:
+        raise InvalidValue(f"{out} holds a run of {trained.get('recipe')!r}, not of {recipe!r}; choose another --out")
+    given = None if isinstance(data, str | os.PathLike) else data
+    if given is None and trained and trained["data"]["source"] != os.fspath(data):
+        raise InvalidValue(f"{out} was trained on {trained['data']['source']}, not on {data}; choose another --out")
+    resumed = Trainer.resume(out, recipe=None if isinstance(recipe, str) else recipe, data=given, **options)
+    return resumed._run_until(steps)
+
+
+def build(name: str, data: Dataset, *, seed: int = 0, **options: Any) -> Recipe:
+    """The recipe called ``name`` for ``data``: size, channels and classes are the data's, initial weights follow from ``seed``."""
+    facts: dict[str, Any] = {"image_size": data.image_size, "channels": data.channels or data.points}
+    if data.classes:
+        facts["classes"] = data.classes
+    with seeded(torch.device("cpu"), seed):
+        return recipes.get(name, **{**facts, **options})
+
+
+def command(config: Mapping[str, Any], steps: int, *, resume: bool = False) -> str:
+    """The command that repeats a run, or goes on with it; empty where recipe or data were Python objects."""
+    if not config["named"] or config["data"]["source"] is None:
+        return ""
+    words = ["ganfast", "train", config["recipe"], "--data", config["data"]["source"], "--out", config["out"], "--steps", str(steps)]
+    if resume:
+        return shlex.join([*words, "--resume"])
+    for name, value in config["given"].items():
+        flag = name.replace("_", "-")
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)
+
+
+def _sorted(recipe: str | Recipe | None, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Options by who takes them: the engine, the data, the recipe. Raises InvalidValue for one that nobody takes."""
+    own = recipes.options(recipe) if isinstance(recipe, str) else {}
+    if not isinstance(recipe, str | Recipe | None):
+        raise InvalidType(f"expected a recipe's name or a Recipe, got {type(recipe).__name__}")
+    for name in options:
+        if name not in (*SETTINGS, *DATA_OPTIONS, *own):
+            what = f"recipe {recipe!r}" if isinstance(recipe, str) else "the engine"
+            raise InvalidValue(f"{what} has no option {name!r}{near(name, [*SETTINGS, *DATA_OPTIONS, *own])}")
+    settings = {name: value for name, value in options.items() if name in SETTINGS}
+    data = {name: value for name, value in options.items() if name in DATA_OPTIONS and value is not None}
+    rest = {name: value for name, value in options.items() if name in own and name not in DATA_OPTIONS}
+    return settings, data, rest
+
+
+def _config(made: Trainer, source: str | None, data_options: Mapping[str, Any], named: bool) -> dict[str, Any]:
+    recipe, data = made.recipe, made.data
+    return {
+        "recipe": recipe.name,
+        "named": named,
+        "about": dataclasses.asdict(recipe.about),
+        "options": dict(recipe.options),
+        "data": {**data.describe(), "source": source, "options": dict(data_options)},
+        "engine": {
+            **dataclasses.asdict(made.settings),
+            "device": str(made.device),
+            "precision": "bf16" if made.precision == torch.bfloat16 else "fp32",
+        },
+        "out": None if made.out is None else str(made.out),
+        "versions": {
+            "ganfast": __version__,
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they were given, without those left to their defaults."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _agree(out: Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    had = {**config["options"], **config["engine"], **config["data"]["options"]}
+    for name, value in given.items():
+        if name not in _FREE and name in had and had[name] != value:
+            raise InvalidValue(f"{name}: the run in {out} has {had[name]}, got {value}; a run that goes on keeps its configuration")

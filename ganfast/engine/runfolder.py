@@ -1,0 +1,283 @@
+"""The folder that a run leaves behind, written so that a kill at any moment leaves it readable.
+
+config.json         the resolved configuration
+log.jsonl           one row per tick
+samples/            one picture per tick, step-00000100.png
+tensorboard/        events, where TensorBoard is installed
+curves.png, training.webp, report.html
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from ganfast.errors import Damaged, InvalidType, InvalidValue, NotFound, NotWritable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch.utils.tensorboard import SummaryWriter
+
+CONFIG, LOG, SAMPLES, EVENTS = "config.json", "log.jsonl", "samples", "tensorboard"
+CURVES, ANIMATION, REPORT = "curves.png", "training.webp", "report.html"
+
+
+class RunFolder:
+    """An existing run's folder; :meth:`create` makes a new one. ``config`` is what config.json holds.
+
+    Raises NotFound where ``path`` holds no run, Damaged where its config.json cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config: dict[str, Any] = read_config(self.path)
+        self._events: SummaryWriter | None = None
+        self._events_wanted = True
+        self._purge: int | None = None  # first step whose earlier events TensorBoard should forget
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool = False) -> RunFolder:
+        """A folder for a new run, or with ``resume`` for one that continues, whose configuration is replaced.
+
+        Raises InvalidValue where a run is there already and ``resume`` is off, NotWritable where the place cannot be
+        written; what was made on the way is then removed again.
+        """
+        folder = Path(path)
+        text = _config_text(config)
+        if not resume:
+            _refuse_used(folder)
+        made = _make(folder)
+        try:
+            write_atomically(folder / CONFIG, text.encode())
+        except NotWritable:
+            for place in made:
+                place.rmdir()
+            raise
+        return cls(folder)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row to log.jsonl: numbers by name, ``step`` among them.
+
+        JSON has no NaN: such a value becomes null, and ``"nonfinite": {name: "nan"}`` keeps which one it was. Raises NotWritable
+        (a full disk) with the log as it was, so that a caller may go on and append later rows; raises once more, with the row in
+        the log, where TensorBoard's writer fails, which then stays closed.
+        """
+        values = {key: _plain(key, value) for key, value in row.items()}
+        lost = {key: str(value) for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+        stored = {key: None if key in lost else value for key, value in values.items()}
+        if lost:
+            stored["nonfinite"] = lost
+        _append_line(self.path / LOG, json.dumps(stored, allow_nan=False))
+        step = values.pop("step", 0)
+        self._send({key: value for key, value in values.items() if isinstance(value, int | float)}, step)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of log.jsonl as they were appended. A torn last line, which a kill leaves, is passed over."""
+        return read_rows(self.path)
+
+    def truncate_after(self, step: int) -> None:
+        """Forget rows and sample pictures beyond ``step``, torn lines and stale temporaries: where a resumed run starts."""
+        self.close()
+        kept = [line for line, row in _lines(self.path / LOG) if row is not None and row.get("step", 0) <= step]
+        write_atomically(self.path / LOG, "".join(f"{line}\n" for line in kept).encode())
+        for picture in sample_pictures(self.path):
+            if step_of(picture) > step:
+                picture.unlink()
+        for stale in [*self.path.glob(".*.tmp-*"), *(self.path / SAMPLES).glob(".*.tmp-*")]:
+            stale.unlink()
+        self._purge = step + 1
+
+    def save_picture(self, name: str, image: Image) -> Path:
+        """Write ``image`` as PNG to ``name`` within the folder, atomically."""
+        target = self.path / name
+        _make(target.parent)
+        write_atomically(target, png(image))
+        return target
+
+    def save_sample(self, step: int, image: Image) -> Path:
+        """Write the sample picture of ``step`` to samples/step-00000100.png, and to TensorBoard."""
+        target = self.save_picture(f"{SAMPLES}/step-{step:08d}.png", image)
+        self._send({"samples": image}, step)
+        return target
+
+    def finish(self) -> Path:
+        """Close the logs and draw curves.png, training.webp and report.html. Returns the report's path."""
+        from ganfast.engine.report import write_report
+
+        self.close()
+        return write_report(self.path)
+
+    def close(self) -> None:
+        """Flush and close TensorBoard's events; everything else is on disk already."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def _send(self, values: Mapping[str, Any], step: int) -> None:
+        """Scalars and pictures to TensorBoard."""
+        try:
+            if self._events is None and self._events_wanted:
+                self._events = _open_events(self.path / EVENTS, self._purge)
+                self._events_wanted = self._events is not None
+            if self._events is None:
+                return
+            for key, value in values.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(key, value, step)
+                else:
+                    self._events.add_image(key, numpy.asarray(value.convert("RGB")), step, dataformats="HWC")
+        except OSError as error:
+            self._events, self._events_wanted = None, False
+            raise NotWritable(f"{self.path / EVENTS}: TensorBoard events stop at step {step}: {error.strerror}") from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run's folder. Raises NotFound or Damaged."""
+    place = folder / CONFIG
+    try:
+        config = json.loads(place.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"no run in {folder}: expected a folder with {CONFIG}, as `ganfast train --out` writes it") from None
+    except ValueError as error:
+        raise Damaged(f"{place} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise Damaged(f"{place}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """All rows of a folder's log.jsonl, with NaN and Inf restored; none where there is no log.
+
+    Raises Damaged for an unreadable line before the last one.
+    """
+    place = folder / LOG
+    lines = list(_lines(place))
+    rows = []
+    for number, (_, row) in enumerate(lines, start=1):
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):
+            raise Damaged(f"{place}, line {number} is not a JSON object; resuming the run drops it")
+    return rows
+
+
+def sample_pictures(folder: Path) -> list[Path]:
+    """The sample pictures of a run, by step."""
+    return sorted((place for place in (folder / SAMPLES).glob("step-*.png") if place.stem[5:].isdecimal()), key=step_of)
+
+
+def step_of(picture: Path) -> int:
+    """The step in the name of a sample picture."""
+    return int(picture.stem.removeprefix("step-"))
+
+
+def png(image: Image) -> bytes:
+    """The bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write_atomically(target: Path, data: bytes) -> None:
+    """Write a file so that its name holds the old or the new content, whole, whatever happens. Raises NotWritable."""
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise NotWritable(f"cannot write {target}: {error.strerror}") from error
+
+
+def _refuse_used(folder: Path) -> None:
+    for name in (CONFIG, LOG, SAMPLES):
+        if (folder / name).exists():
+            raise InvalidValue(f"{folder} already holds a run ({name}): continue it with --resume, or choose another --out")
+
+
+def _make(folder: Path) -> list[Path]:
+    """Make a folder and its parents, all or none; returns those that were missing, deepest first."""
+    made: list[Path] = []
+    try:
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        for place in reversed(missing):
+            place.mkdir(exist_ok=True)
+            made.insert(0, place)
+        if not folder.is_dir():
+            raise NotADirectoryError
+    except NotADirectoryError:
+        blocking = next(place for place in (folder, *folder.parents) if place.exists())
+        raise NotWritable(f"cannot write to {folder}: expected a folder, and {blocking} is a file") from None
+    except OSError as error:
+        for place in made:
+            place.rmdir()
+        raise NotWritable(f"cannot make the folder {folder}: {error.strerror}") from error
+    return made
+
+
+def _config_text(config: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(dict(config), indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise InvalidValue(f"{CONFIG}: expected numbers, strings, lists and mappings only: {error}") from None
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A row's value as JSON knows it: tensors and numpy scalars become floats."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidType(f"log row: expected a number or a string for {key!r}, got {type(value).__name__}") from None
+
+
+def _append_line(place: Path, text: str) -> None:
+    try:
+        with place.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                data = f"{text}\n".encode()
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(end)  # a disk that fills up half-way through a row must not tear the log
+                raise
+    except OSError as error:
+        raise NotWritable(f"cannot write {place}: {error.strerror}") from error
+
+
+def _lines(place: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Each line of a log with its row, None where it cannot be read."""
+    if not place.exists():
+        return
+    for line in place.read_text(errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            yield line, None
+            continue
+        lost = row.pop("nonfinite", {})
+        yield line, row | {key: float(name) for key, name in lost.items()}
+
+
+def _open_events(folder: Path, purge: int | None) -> SummaryWriter | None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except (ImportError, AttributeError, TypeError):  # absent, or broken by a mismatched protobuf or numpy
+        return None
+    return SummaryWriter(str(folder), purge_step=purge)

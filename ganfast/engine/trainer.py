@@ -1,0 +1,261 @@
+"""The one training loop: it folds over a recipe's phases and knows nothing of what they minimise."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ganfast.data import Dataset, Sampler
+from ganfast.engine import checkpoint, guard, optimizers, state
+from ganfast.engine.ema import MovingAverage
+from ganfast.engine.randomness import borrowed, mix
+from ganfast.engine.samples import Samples
+from ganfast.engine.settings import Settings, resolve_device, resolve_precision
+from ganfast.errors import Damaged, InvalidData, InvalidValue, NonFinite
+from ganfast.recipe import Named, Phase, Recipe, Terms
+
+_LATE = 100  # iterations between looks at a GPU's finiteness flag
+
+
+class Trainer:
+    """Trains ``recipe`` on ``data``. The recipe's networks are moved to the device and trained in place.
+
+    ``steps`` counts whole iterations: every phase with its repeats. Everything random in iteration s is a function of (seed, s), so
+    a state that is saved and loaded goes on exactly as if it had never stopped. ``settings`` are the fields of :class:`Settings`.
+    """
+
+    def __init__(self, recipe: Recipe, data: Dataset, *, out: str | Path | None = None, **settings: Any) -> None:
+        for name in recipe.reads:
+            if name not in data.fields:
+                raise InvalidData(f"recipe {recipe.name!r} needs {name!r}, and data {data.name!r} has only {', '.join(data.fields)}")
+        self.recipe, self.data = recipe, data
+        self.settings = Settings.of(recipe.defaults, settings)
+        self.device = resolve_device(self.settings.device)
+        self.precision = resolve_precision(self.settings.precision, self.device)
+        self.out = None if out is None else Path(out)
+        self.steps = 0
+        self.rollbacks = 0  # part of every seed: what diverged once is tried again with other draws
+        layout = torch.channels_last if data.image_size else torch.preserve_format
+        self._trained = Named({name: net.to(self.device, memory_format=layout).train() for name, net in recipe.networks.items()})
+        self._trainable = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self._trained.items()}
+        self._averages = {name: MovingAverage(self._trained[name], decay) for name, decay in recipe.ema.items() if decay}
+        self._optimizers = {name: optimizers.build(spec, self._trained[name]) for name, spec in recipe.optimizers.items()}
+        self._guard = guard.Guard(self._trained.values(), self.device)
+        seed, image = self.settings.seed, bool(data.image_size)
+        self._sampler = Sampler(data, seed=seed, device=self.device, flip=self.settings.flip and image, channels_last=image)
+        self._samples = Samples(recipe, data, self._sampler, self.device, seed)
+        self._sampled = 0
+
+    # ---- training
+
+    def step(self) -> dict[str, Tensor]:
+        """One whole iteration. Returns every named term as a scalar tensor (``critic/penalty``, ``D(real)``, ``critic/grad_norm``).
+
+        Nothing waits for the device. A pass whose loss or gradient is not finite is skipped; after several in a row raises NonFinite
+        with a diagnosis, at once on a CPU and within 100 iterations on a GPU.
+        """
+        logs: dict[str, Tensor] = {}
+        reading = self._passes_before(self.steps)
+        with borrowed(self.device) as draws, self._deterministic():
+            for index, phase in enumerate(self.recipe.phases):
+                if self.steps % phase.every == 0:
+                    for repeat in range(phase.repeat):
+                        logs |= self._pass(phase, (self.steps, index, repeat), reading, draws)
+                        reading += bool(phase.reads)
+            for average in self._averages.values():
+                average.update(self.steps)
+        self.freeze_all_but(self._trained)
+        self.steps += 1
+        if (self.device.type == "cpu" or self.steps % _LATE == 0) and self._guard.exhausted():
+            raise self._diagnosis()
+        return logs
+
+    def _pass(self, phase: Phase, counter: tuple[int, int, int], reading: int, draws: list[torch.Generator]) -> dict[str, Tensor]:
+        """Gradients of one phase over all accumulated batches, one look at whether they are finite, one update."""
+        parameters = self.freeze_all_but(phase.updates)
+        for parameter in parameters:
+            parameter.grad = None
+        self._guard.keep()
+        logs: dict[str, Tensor] = {}
+        for micro in range(self.settings.accumulate):
+            terms, total = self._loss(phase, counter, micro, reading, draws)
+            (total / self.settings.accumulate).backward()
+            for name, value in {**{f"{phase.name}/{term}": v for term, v in terms.minimise.items()}, **terms.watch}.items():
+                share = value.detach().float() / self.settings.accumulate
+                logs[name] = logs[name] + share if name in logs else share
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, torch.float32)))
+        stepping = [self._optimizers[name] for name in phase.updates]
+        for optimizer in stepping:
+            optimizers.set_factor(optimizer, optimizers.decayed(self.settings.decay, self.steps, self.settings.decay_steps))
+        self._guard.update(norm.isfinite(), stepping, lambda: phase.after(self._trained) if phase.after else None)
+        return {**logs, f"{phase.name}/grad_norm": norm}
+
+    def _loss(
+        self, phase: Phase, counter: tuple[int, int, int], micro: int, reading: int, draws: list[torch.Generator]
+    ) -> tuple[Terms, Tensor]:
+        """The terms of a phase and their sum, everything drawn being a function of the counters."""
+        seed = mix(self.settings.seed, self.rollbacks, *counter, micro)
+        for generator in draws:
+            generator.manual_seed(seed)
+        n = self.settings.batch
+        number = reading * self.settings.accumulate + micro
+        batch = Named(self._sampler.batch(number * n, n, phase.reads)) if phase.reads else Named()
+        if self.recipe.latent is not None:
+            batch.update(self.recipe.latent.sample(n, self.device))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            terms = Terms.of(phase.loss(self._trained, batch))
+        return terms, terms.total()
+
+    def freeze_all_but(self, names: Iterable[str]) -> list[nn.Parameter]:
+        """Only the trainable parameters of these networks collect gradients afterwards; returns them."""
+        names = tuple(names)
+        for name, parameters in self._trainable.items():
+            wanted = name in names
+            for parameter in parameters:
+                parameter.requires_grad = wanted
+        return [parameter for name in names for parameter in self._trainable[name]]
+
+    def _passes_before(self, step: int) -> int:
+        """Passes that read data before iteration ``step``; a lazy phase counts where it ran."""
+        return sum(phase.repeat * -(-step // phase.every) for phase in self.recipe.phases if phase.reads)
+
+    def _deterministic(self) -> contextlib.AbstractContextManager[None]:
+        """cuDNN may otherwise choose algorithms whose sums depend on timing, and a resume would not be exact."""
+        if self.device.type == "cuda":
+            return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+        return contextlib.nullcontext()
+
+    def _diagnosis(self) -> NonFinite:
+        """The first pass that is not finite in the iteration just done, run again and looked into; ``nonfinite.json`` has all of it."""
+        step = self.steps - 1
+        findings: dict[str, Any] = {}
+        reading = self._passes_before(step)
+        with borrowed(self.device) as draws, self._guard.undone():
+            for index, phase in enumerate(self.recipe.phases):
+                for repeat in range(phase.repeat if step % phase.every == 0 else 0):
+                    self.freeze_all_but(phase.updates)
+                    at = (step, index, repeat), 0, reading
+                    found = guard.diagnose(self._trained, phase, lambda phase=phase, at=at: self._loss(phase, *at, draws)[0])
+                    findings = findings or found
+                    reading += bool(phase.reads)
+        if self.out is not None and findings:
+            (self.out / "nonfinite.json").write_text(json.dumps({"step": step, **findings}, indent=2) + "\n")
+        self.freeze_all_but(self._trained)
+        return guard.error(findings, step)
+
+    # ---- what there is to see
+
+    @property
+    def networks(self) -> Named:
+        """The named modules as they are trained, and beside each that has one its moving average as ``NAME_ema``."""
+        return Named({**self._trained, **{f"{name}_ema": average.module for name, average in self._averages.items()}})
+
+    @property
+    def images(self) -> int:
+        """Real samples shown so far, over all phases that read data."""
+        return self.images_at(self.steps)
+
+    def images_at(self, step: int) -> int:
+        """The same after ``step`` iterations."""
+        return self._passes_before(step) * self.settings.batch * self.settings.accumulate
+
+    @property
+    def skipped(self) -> int:
+        """Passes skipped so far because they were not finite. Waits for the device."""
+        return int(self._guard.skipped)
+
+    def sample(self, n: int, truncation: float | None = None, labels: Any = None, *, seed: int | None = None) -> NDArray[Any]:
+        """``n`` samples of the moving averages: uint8 (n, H, W, C), or float32 (n, 2) for points.
+
+        Successive calls give further samples; a ``seed`` gives the same ones each time. ``truncation`` limits the noise, ``labels``
+        asks for classes (one integer or n of them) where the recipe is label-conditional. Recipes that translate images
+        translate the data's, in a fixed random order. Raises InvalidValue for what the recipe does not take.
+        """
+        output = self._samples.draw(self._averaged, n, self._sampled, truncation=truncation, labels=labels, seed=seed)
+        self._sampled += n if seed is None else 0
+        return output
+
+    def preview(self, n: int) -> dict[str, NDArray[Any]]:
+        """The same ``n`` samples at any time in a run, as named columns of uint8 images (n, H, W, C) or of points (n, 2)."""
+        return self._samples.preview(self._averaged, n)
+
+    def score(self, x: NDArray[Any]) -> NDArray[Any]:
+        """The critic's value (n,) at data points (n, ...), for a recipe that has a ``score``."""
+        return self._samples.score(self._trained, x)
+
+    def pull(self, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """``n`` samples of the networks in training and, at each, the direction (n, ...) in which the loss pulls it."""
+        return self._samples.pull(self._trained, n)
+
+    @property
+    def _averaged(self) -> Named:
+        return Named({**self._trained, **{name: average.module for name, average in self._averages.items()}})
+
+    # ---- state
+
+    def save(self) -> Path:
+        """Write a checkpoint under ``out`` and return its folder. Raises InvalidValue without ``out``, NotWritable on a full disk."""
+        scalars = {
+            "format": 1,
+            "recipe": self.recipe.name,
+            "step": self.steps,
+            "rollbacks": self.rollbacks,
+            "sampled": self._sampled,
+            "skipped": self.skipped,
+            "settings": dataclasses.asdict(self.settings),
+            "data": self.data.digest,
+            "device": str(self.device),
+            "precision": str(self.precision).removeprefix("torch."),
+            "torch": torch.__version__,
+        }
+        tensors = state.collect(self._modules, self._optimizers)
+        return checkpoint.save(self._checkpoints, self.steps, checkpoint.State(tensors, scalars), keep=self.settings.keep)
+
+    def load(self, saved: checkpoint.State) -> None:
+        """Go back to a state of the same recipe on the same data. Raises Damaged or InvalidData before anything is changed."""
+        scalars = saved.scalars
+        if scalars.get("format") != 1 or scalars.get("recipe") != self.recipe.name:
+            found = f"{scalars.get('recipe')!r}, format {scalars.get('format')}"
+            raise Damaged(f"expected a checkpoint of recipe {self.recipe.name!r}, format 1, got one of {found}")
+        if scalars["data"] != self.data.digest:
+            raise InvalidData(f"data {self.data.name!r} is not what the checkpoint was trained on: its contents differ")
+        state.restore(saved.tensors, self._modules, self._optimizers)
+        self.steps, self.rollbacks, self._sampled = (scalars[key] for key in ("step", "rollbacks", "sampled"))
+        self._guard.reset(scalars["skipped"])
+
+    def load_newest(self, warn: Callable[[str], None]) -> None:
+        """Go back to the newest undamaged checkpoint under ``out``; damaged ones are named to ``warn``."""
+        self.load(checkpoint.load(self._checkpoints, warn=warn))
+
+    def roll_back(self, warn: Callable[[str], None]) -> None:
+        """Go back to the newest checkpoint, and on from there with other random draws."""
+        tried = self.rollbacks + 1
+        self.load_newest(warn)
+        self.rollbacks = tried
+
+    def sweep(self) -> None:
+        """Remove what an interrupted save left behind. Only where no other process is training in the same folder."""
+        checkpoint.sweep(self._checkpoints)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return self.out is not None and bool(checkpoint.saves(self._checkpoints))
+
+    @property
+    def _modules(self) -> dict[str, Mapping[str, nn.Module]]:
+        return {"networks": self._trained, "ema": {name: average.module for name, average in self._averages.items()}}
+
+    @property
+    def _checkpoints(self) -> Path:
+        if self.out is None:
+            raise InvalidValue("this trainer has nowhere to save to: give it out=")
+        return self.out / "checkpoints"

@@ -1,0 +1,175 @@
+"""Spectral norm as a property of a network's layers (Miyato et al. 2018).
+
+:func:`spectral_norm_` gives each layer a class of its own in which ``layer.weight`` reads as W / sigma, while the parameter,
+its name and its ``state_dict`` key stay ``weight``; the singular vectors are the buffers ``weight_u`` and ``weight_v``. Hooks,
+``deepcopy``, pickling, ``functional_call`` and optimizers that hold the parameter work as before.
+
+u and v are moved by :func:`update_spectral_norm`, which a training step calls once before the critic's passes. PyTorch moves
+them in every forward pass instead; ``per_call=True`` does as PyTorch does. In evaluation mode they stay where they are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
+
+from ganfast.errors import InvalidValue
+from ganfast.ops import spectral_norm as op
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+_WARM_UP = 15  # power iterations at construction, as many as PyTorch's parametrization does
+
+# endings of state_dict keys for the weight, u and v: here, in PyTorch's parametrization, and in its older hook
+_OURS = ("weight", "weight_u", "weight_v")
+_PARAMETRIZATION = ("parametrizations.weight.original", "parametrizations.weight.0._u", "parametrizations.weight.0._v")
+_HOOK = ("weight_orig", "weight_u", "weight_v")
+
+
+class SpectrallyNormalised(nn.Module):
+    """Mixed in before a layer's class: ``weight`` is the parameter of that name over its largest singular value."""
+
+    weight_u: Tensor
+    weight_v: Tensor
+    spectral_dim: int
+    spectral_iterations: int
+    spectral_per_call: bool
+    spectral_eps: float
+
+    @property
+    def weight(self) -> Tensor:
+        # cloned, because an update between two forward passes may overwrite the buffers before the backward pass of the first
+        u, v = self.weight_u.clone(), self.weight_v.clone()
+        return op.normalise(self._original, u, v, self.spectral_dim, self.spectral_eps)
+
+    @property
+    def _original(self) -> Tensor:
+        weight = self._parameters["weight"]
+        assert weight is not None
+        return weight
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.spectral_per_call and self.training:
+            _update([self])
+        return super().forward(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpectrallyNormalised:
+        vectors = {name: self._buffers[name] for name in ("weight_u", "weight_v")}
+        super()._apply(fn, recurse)
+        for name, before in vectors.items():
+            after = self._buffers[name]
+            # module.half() and module.bfloat16() mean the weights: sigma stays float32
+            if before is not None and after is not None and after.dtype.itemsize < 4:
+                self._buffers[name] = before.to(after.device)
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _revive, (type(self).__bases__[1],), self.__getstate__()
+
+
+@functools.cache
+def _class_for(base: Any) -> type[Any]:
+    return type(f"SpectralNorm{base.__name__}", (SpectrallyNormalised, base), {"__module__": __name__})
+
+
+def _revive(base: Any) -> nn.Module:
+    """The first half of unpickling and of ``deepcopy``; the state follows."""
+    layer: nn.Module = object.__new__(_class_for(base))
+    return layer
+
+
+def spectral_norm_(module: ModuleT, *, n_iterations: int = 1, per_call: bool = False, eps: float = 1e-12) -> ModuleT:
+    """Normalise every Linear, Conv, ConvTranspose (1d to 3d) and Embedding in ``module``, in place, and return it.
+
+    The matrix whose norm is taken has one row per output channel (dim 1 of a transposed convolution, dim 0 otherwise), as in
+    PyTorch. u and v start from torch's default generator and 15 power iterations; each update adds ``n_iterations``. Layers that
+    are normalised already are left as they are. Initialise weights before: afterwards ``layer.weight`` is the normalised one.
+    Raises InvalidValue, before anything is changed, if there is no such layer or one is lazy or parametrized already.
+    """
+    if n_iterations < 1:
+        raise InvalidValue(f"expected n_iterations >= 1, got {n_iterations}")
+    found = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Embedding | _ConvNd)}
+    if not found:
+        raise InvalidValue(f"{type(module).__name__} has no Linear, Conv, ConvTranspose or Embedding to normalise")
+    layers = {name: layer for name, layer in found.items() if not isinstance(layer, SpectrallyNormalised)}
+    for name, layer in layers.items():
+        weight = layer._parameters.get("weight")
+        where = f"layer {name!r} ({type(layer).__name__})"
+        if weight is None:
+            raise InvalidValue(f"{where} has no weight parameter of its own: remove its other parametrization first")
+        if is_lazy(weight):
+            raise InvalidValue(f"{where} is not initialised yet: run one batch through the module first")
+    for layer in layers.values():
+        _normalise_layer(layer, n_iterations, per_call, eps)
+    return module
+
+
+def update_spectral_norm(module: nn.Module) -> None:
+    """One update of u and v for every normalised layer of ``module`` in training mode, as one group.
+
+    Call it once per optimizer step, before the critic's forward passes; passes made earlier keep the values they used for
+    their backward. Layers with ``per_call`` update themselves and are left out, and so is everything in evaluation mode.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, SpectrallyNormalised)]
+    _update([layer for layer in layers if layer.training and not layer.spectral_per_call])
+
+
+def to_torch_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The ``state_dict`` of a normalised module in the names of PyTorch's ``parametrizations.spectral_norm``."""
+    return _renamed(state, _OURS, _PARAMETRIZATION, mark="weight_u")
+
+
+def from_torch_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse: from PyTorch's ``parametrizations.spectral_norm``, or from its older ``nn.utils.spectral_norm``."""
+    state = _renamed(state, _PARAMETRIZATION, _OURS, mark=_PARAMETRIZATION[0])
+    return _renamed(state, _HOOK, _OURS, mark=_HOOK[0])
+
+
+def _renamed(state: Mapping[str, Tensor], old: tuple[str, ...], new: tuple[str, ...], mark: str) -> dict[str, Tensor]:
+    """``state`` with the three names of each layer that has the key ``mark`` changed from ``old`` to ``new``."""
+    renamed = dict(state)
+    for key in state:
+        if ("." + key).endswith("." + mark):
+            prefix = key.removesuffix(mark)
+            for name in old:
+                if prefix + name not in state:
+                    raise InvalidValue(f"the state_dict has {key!r} of a spectral norm, and no {prefix + name!r}")
+            tensors = [renamed.pop(prefix + name) for name in old]
+            renamed.update(zip((prefix + name for name in new), tensors, strict=True))
+    return renamed
+
+
+def _normalise_layer(layer: nn.Module, n_iterations: int, per_call: bool, eps: float) -> None:
+    dim = 1 if isinstance(layer, _ConvTransposeNd) else 0
+    weight = layer.get_parameter("weight").detach()
+    rows = op.matrix(weight, dim)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    u, v = (nn.functional.normalize(torch.randn(size, device=rows.device, dtype=dtype), dim=0) for size in rows.shape)
+    (u,), (v,), _ = op.reference([rows], [u], [v], _WARM_UP, eps)
+    layer.register_buffer("weight_u", u)
+    layer.register_buffer("weight_v", v)
+    layer.__dict__.update(spectral_dim=dim, spectral_iterations=n_iterations, spectral_per_call=per_call, spectral_eps=eps)
+    base: Any = type(layer)
+    layer.__class__ = _class_for(base)
+
+
+@torch.no_grad()
+def _update(layers: list[SpectrallyNormalised]) -> None:
+    groups: defaultdict[tuple[int, float], list[SpectrallyNormalised]] = defaultdict(list)
+    for layer in layers:
+        groups[layer.spectral_iterations, layer.spectral_eps].append(layer)
+    for (n_iterations, eps), group in groups.items():
+        rows = [op.matrix(layer._original, layer.spectral_dim) for layer in group]
+        us, vs = [layer.weight_u for layer in group], [layer.weight_v for layer in group]
+        us, vs, _ = op.reference(rows, us, vs, n_iterations, eps)
+        # copied into the buffers, whose addresses a captured graph or a replica may hold
+        for layer, u, v in zip(group, us, vs, strict=True):
+            layer.weight_u.copy_(u)
+            layer.weight_v.copy_(v)

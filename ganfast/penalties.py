@@ -1,0 +1,133 @@
+"""Gradient penalties: what a critic pays for its slope.
+
+Each takes a critic and data, differentiates the critic's output by its input, and returns a scalar whose backward reaches the
+critic's parameters. They share their contract:
+
+- the data (N, ...) is detached: a penalty trains the critic, never the generator;
+- a critic returns (N,), (N, 1) or patches (N, 1, h, w). Patch outputs are summed per sample, as CycleGAN's and pix2pix's code
+  does, so that the slope penalised is that of the whole verdict and grows with the number of patches;
+- a slope is the gradient over *all* of one sample's dimensions, which presumes that samples do not influence each other: batch
+  norm in training mode is refused;
+- under autocast the critic runs in the low precision, and norms and their coefficients in float32 (float64 for float64 data);
+- under ``torch.no_grad`` the value is right and carries no graph.
+
+Everything refused is an :class:`~ganfast.errors.InvalidValue` or :class:`~ganfast.errors.InvalidType`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ganfast.errors import InvalidType, InvalidValue, near
+
+Critic = Callable[[Tensor], Tensor]
+
+_EXCESS: dict[str, Callable[[Tensor], Tensor]] = {"two-sided": lambda excess: excess, "one-sided": torch.relu}
+
+
+def gradient_penalty(
+    critic: Critic,
+    real: Tensor,
+    fake: Tensor,
+    *,
+    target: float = 1.0,
+    weight: float = 10.0,
+    kind: str = "two-sided",
+    generator: torch.Generator | None = None,
+    alpha: Tensor | None = None,
+) -> Tensor:
+    """``weight * E[(|grad D(x)| - target)^2]`` at ``x = alpha * real + (1 - alpha) * fake`` (Gulrajani et al. 2017, equation 3).
+
+    ``real`` and ``fake`` are (N, ...) of one shape. One alpha per sample is drawn uniformly on the data's device, from
+    ``generator`` or torch's default one; ``alpha`` (N,) fixes them. ``kind="one-sided"`` charges only slopes above ``target``
+    (the paper's section 4). A sample whose slope is exactly zero pays ``target^2`` and contributes a zero gradient, not NaN.
+    """
+    if kind not in _EXCESS:
+        raise InvalidValue(f"gradient_penalty has no kind {kind!r}{near(kind, _EXCESS)}")
+    if not target >= 0:
+        raise InvalidValue(f"expected a target slope >= 0, got {target}")
+    point = _interpolate(real, fake, generator, alpha)
+    slope = torch.linalg.vector_norm(_input_gradient(critic, point, weight), dim=1)
+    return weight * _EXCESS[kind](slope - target).square().mean()
+
+
+def r1_penalty(critic: Critic, real: Tensor, *, weight: float) -> Tensor:
+    """``weight / 2 * E[|grad D(real)|^2]`` at real data (N, ...) (Mescheder et al. 2018, equation 9)."""
+    _check_samples("real", real)
+    return weight / 2 * _input_gradient(critic, real.detach(), weight).square().sum(dim=1).mean()
+
+
+def r2_penalty(critic: Critic, fake: Tensor, *, weight: float) -> Tensor:
+    """``weight / 2 * E[|grad D(fake)|^2]`` at generated data (N, ...) (Mescheder et al. 2018, equation 10)."""
+    _check_samples("fake", fake)
+    return weight / 2 * _input_gradient(critic, fake.detach(), weight).square().sum(dim=1).mean()
+
+
+def _interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None, alpha: Tensor | None) -> Tensor:
+    _check_samples("real", real)
+    _check_samples("fake", fake)
+    if real.shape != fake.shape:
+        raise InvalidValue(f"expected real and fake of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
+    if real.device != fake.device:
+        raise InvalidValue(f"expected real and fake on one device, got {real.device} and {fake.device}")
+    n, dtype = real.shape[0], torch.promote_types(real.dtype, fake.dtype)
+    # bfloat16 has only 256 values of alpha between a half and one: draw and mix in float32 at least
+    wide = torch.promote_types(dtype, torch.float32)
+    if alpha is None:
+        alpha = torch.rand(n, device=real.device, dtype=wide, generator=generator)
+    elif alpha.shape != (n,):
+        raise InvalidValue(f"expected one alpha per sample, ({n},), got {tuple(alpha.shape)}")
+    mix = alpha.detach().to(real.device, wide).view(n, *[1] * (real.dim() - 1))
+    return torch.lerp(fake.detach().to(wide), real.detach().to(wide), mix).to(dtype)
+
+
+def _input_gradient(critic: Critic, point: Tensor, weight: float) -> Tensor:
+    """The gradient (N, D) of the critic's output by each sample of ``point``, in float32 at least, differentiable again."""
+    if not weight >= 0:
+        raise InvalidValue(f"expected a penalty weight >= 0, got {weight}")
+    for module in _modules_of(critic):
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            raise InvalidValue(
+                f"the critic has {type(module).__name__} in training mode: batch statistics make every output depend on every "
+                "sample, so a slope per sample does not exist; use LayerNorm, InstanceNorm, spectral norm or none"
+            )
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        point = point.requires_grad_()
+        output = critic(point)
+        _check_output(output, point.shape[0])
+        # autocast would round the second derivative's products again: they follow the dtypes that the forward pass chose
+        with torch.autocast(point.device.type, enabled=False):
+            (grad,) = torch.autograd.grad(output.sum(), point, create_graph=create_graph, materialize_grads=True)
+            return grad.flatten(1).to(torch.promote_types(grad.dtype, torch.float32))
+
+
+def _modules_of(critic: Critic) -> Iterator[nn.Module]:
+    """Every module in the critic, be it a module, a bound method or partial of one, or a function that closes over one."""
+    cells = [cell.cell_contents for cell in getattr(critic, "__closure__", None) or ()]
+    for holder in (critic, getattr(critic, "__self__", None), getattr(critic, "func", None), *cells):
+        if isinstance(holder, nn.Module):
+            yield from holder.modules()
+
+
+def _check_samples(side: str, samples: Tensor) -> None:
+    if not samples.is_floating_point():
+        raise InvalidType(f"expected {side} samples in a floating point type, got {samples.dtype}")
+    if samples.dim() < 2 or samples.shape[0] == 0:
+        raise InvalidValue(f"expected {side} samples (N, ...) with N >= 1, got {tuple(samples.shape)}")
+
+
+def _check_output(output: object, n: int) -> None:
+    if not isinstance(output, Tensor):
+        raise InvalidType(f"expected the critic to return a tensor, got {type(output).__name__}")
+    shape = tuple(output.shape)
+    if shape[:1] != (n,) or (len(shape) > 1 and shape[1] != 1):
+        got = ", ".join("N" if axis == 0 and size == n else str(size) for axis, size in enumerate(shape))
+        got += "," * (len(shape) == 1)
+        raise InvalidValue(f"expected critic output (N,) or (N, 1), got ({got}); N is {n}, and patches are (N, 1, h, w)")
+    if not output.requires_grad:
+        raise InvalidValue("the critic's output carries no gradient to its input: it was detached or computed under no_grad")

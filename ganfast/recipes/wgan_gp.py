@@ -1,0 +1,66 @@
+"""Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", arXiv:1704.00028, algorithm 1.
+
+    L = E[D(G(z))] - E[D(x)] + lambda E[(|grad D(x^)| - 1)^2],   x^ = alpha x + (1 - alpha) G(z)
+
+Five critic steps with the penalty at random interpolates; no batch norm in the critic, where it would tie samples together; layer norm
+is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from ganfast import losses
+from ganfast.latent import Noise
+from ganfast.models import pair
+from ganfast.models.shape import SampleShape
+from ganfast.penalties import gradient_penalty
+from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
+from ganfast.recipes._options import Architecture, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Norm, Width
+
+
+def recipe(
+    *,
+    image_size: ImageSize = 32,
+    channels: Channels = 3,
+    width: Width = 0,
+    latent_dim: LatentDim = 128,
+    critic_steps: CriticSteps = 5,
+    penalty: Annotated[float, "lambda, the weight of the gradient penalty"] = 10.0,
+    kind: Annotated[Literal["two-sided", "one-sided"], "whether slopes below one are penalised too"] = "two-sided",
+    architecture: Architecture = "auto",
+    norm: Norm = "none",
+    lr: LearningRate = 1e-4,
+    beta2: Annotated[float, "Adam's second momentum; beta1 is 0.5 in the experiments of appendix F"] = 0.9,
+    ema: Ema = 0.999,
+) -> Recipe:
+    shape = SampleShape(channels, image_size)
+    if architecture == "auto":
+        architecture = "resnet" if shape.size else "mlp"
+    G, D = pair(architecture, shape, latent_dim=latent_dim, width=width, norm=norm)
+
+    def critic(nets: Named, batch: Named) -> Terms:
+        generated = nets.G(batch.z)
+        real, fake = nets.D(batch.real), nets.D(generated)
+        terms = {
+            "adversarial": losses.wasserstein_critic(real, fake),
+            "penalty": gradient_penalty(nets.D, batch.real, generated, weight=penalty, kind=kind),
+        }
+        return Terms(terms, {"D(real)": real.mean(), "D(fake)": fake.mean()})
+
+    def generator(nets: Named, batch: Named) -> Terms:
+        return Terms({"adversarial": losses.wasserstein_generator(nets.D(nets.G(batch.z)))})
+
+    return Recipe(
+        name="wgan-gp",
+        networks={"G": G, "D": D},
+        phases=(
+            Phase("critic", updates=("D",), repeat=critic_steps, reads=("real",), loss=critic),
+            Phase("generator", updates=("G",), loss=generator),
+        ),
+        latent=Noise(latent_dim),
+        optimizers={name: Optimizer("Adam", lr=lr, betas=(0.5, beta2)) for name in "GD"},
+        ema={"G": ema},
+        score=lambda nets, x: nets.D(x),
+        about=About("Gulrajani et al. 2017, arXiv:1704.00028", "MLP, DCGAN, ResNet; LayerNorm", "Wasserstein", "gradient penalty"),
+    )

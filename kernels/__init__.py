@@ -1,0 +1,1 @@
+"""Triton kernels, one file an op. They import nothing of ganfast."""

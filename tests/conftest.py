@@ -1,0 +1,41 @@
+"""What all tests share: a cache folder of their own, and the count of what each tier of the suite proved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+TIERS = {1: "reference", 2: "C++", 3: "Triton interpreted", 4: "compile-only", 5: "real GPU"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache is neither read nor written by a test, nor by a command that a test starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GANFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        mark = item.get_closest_marker("tier")
+        tier = mark.args[0] if mark else 1
+        if tier not in TIERS:
+            raise pytest.UsageError(f"{item.nodeid}: tier must be one of {', '.join(map(str, TIERS))}, got {tier!r}")
+        item.user_properties.append(("tier", tier))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    counts: dict[int, Counter[str]] = {tier: Counter() for tier in TIERS}
+    for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            tier = dict(getattr(report, "user_properties", ())).get("tier")
+            if tier is not None:
+                counts[tier][outcome] += 1
+    told = (
+        f"{tier} {name}: {', '.join(f'{n} {outcome}' for outcome, n in counts[tier].items()) or 'none ran'}"
+        for tier, name in TIERS.items()
+    )
+    terminalreporter.write_line("tiers: " + "; ".join(told))
