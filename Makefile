@@ -10,7 +10,10 @@ DEMO_ARGS ?= dcgan --data fashion-mnist-10k
 # What an installed copy depends on: an edited Python file needs no new install, these do.
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 CPP     := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh)
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+# The environment's own tools first: its ninja is what setup.py finds.
+WITH    := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Built without isolation, so that the build tools are pinned as well, and only C++ that changed is compiled again.
+INSTALL := $(WITH) $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 .PHONY: help demo test lint format pytest bench learning clean
 
@@ -40,7 +43,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-cache
 
 pytest: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(WITH) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
@@ -53,19 +56,20 @@ bench: $(VENV)/.installed-dev
 learning: $(VENV)/.installed-dev
 	$(BIN)/python benches/learning.py $(LEARNING_ARGS)
 
-$(VENV)/.python:
+$(VENV)/.python: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "ganfast needs Python 3.11 or newer, and '$(PYTHON)' is `$(PYTHON) --version 2>&1`; say make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
+	$(INSTALL) setuptools pybind11 ninja
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.python $(SOURCES)
-	$(INSTALL) -e .
+	$(INSTALL) --no-build-isolation -e .
 	@$(BIN)/python -m ganfast._build
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.python $(SOURCES)
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -m ganfast._build
 	@touch $(VENV)/.installed $@
 

@@ -106,11 +106,13 @@ class BuildHost(build_ext):
             raise CCompilerError("pybind11 is not installed") from error
         if not shutil.which(compiler()[0]):
             raise CCompilerError(f"no C++ compiler: {compiler()[0]} not found; install g++ or clang++, or set CXX")
-        folder = Path(self.build_temp)
+        # not build_temp: an editable install gets a fresh one each time, and would compile everything again
+        folder = Path("build", f"host-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
         for needed in (folder, module.parent):
             needed.mkdir(parents=True, exist_ok=True)
         headers = [pybind11.get_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")]
-        compile_ = [*compiler(), *FLAGS, *(word for header in headers for word in ("-isystem", header))]
+        flags = [*FLAGS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        compile_ = [*compiler(), *flags, *(word for header in headers for word in ("-isystem", header))]
         link = [*compiler(), *SHARED]
         objects = {source: str(folder / f"{Path(source).stem}.o") for source in sources}
         if shutil.which("ninja"):

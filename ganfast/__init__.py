@@ -45,7 +45,7 @@ _HOMES = {
 }
 _PACKAGES = ("data", "metrics", "recipes")
 
-__all__ = [*_HOMES, *_PACKAGES, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOMES, *_PACKAGES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,9 +33,9 @@ _FREE = ("device", "keep", "log_every", "tick_every", "checkpoint_every")  # may
 class Trainer(trainer.Trainer):
     """The engine's trainer, for a recipe by name and data by name, path or array.
 
-    ``options`` are engine settings (batch, device, precision, seed, ...), data options (image_size, channels, filter) and the named
-    recipe's own (width, critic_steps, ...), in one list. With ``out`` it makes a run folder there and can save.
-    Raises InvalidValue, InvalidType or InvalidData for what does not fit, before anything is written.
+    ``options`` are engine settings (batch, device, precision, seed, ...), data options (image_size, channels, filter) and the
+    named recipe's own (width, critic_steps, ...), in one list. With ``out`` it makes a run folder there and can save. Raises
+    InvalidValue, InvalidType or InvalidData for what does not fit, before anything is written.
     """
 
     def __init__(self, recipe: str | Recipe, data: Any, *, out: str | os.PathLike[str] | None = None, **options: Any) -> None:
@@ -82,9 +82,9 @@ class Trainer(trainer.Trainer):
     ) -> Trainer:
         """The trainer of a run folder at its newest undamaged checkpoint, or at the checkpoint folder given.
 
-        ``recipe`` and ``data`` are needed only where the run was made from objects and not from names. ``options`` may repeat what the run was
-        made with; only device and intervals may differ. Raises NotFound where there is nothing to resume, Damaged where no
-        checkpoint is whole, InvalidValue for options that contradict the run.
+        ``recipe`` and ``data`` are needed only where the run was made from objects and not from names. ``options`` may repeat
+        what the run was made with; only device and intervals may differ. Raises NotFound where there is nothing to resume,
+        Damaged where no checkpoint is whole, InvalidValue for options that contradict the run.
         """
         place = Path(path)
         one = place if (place / checkpoint.MANIFEST).exists() else None
@@ -128,11 +128,18 @@ class Run:
 
 
 def train(
-    recipe: str | Recipe, data: Any, *, steps: int, out: str | os.PathLike[str] | None = None, resume: bool = False, **options: Any
+    recipe: str | Recipe,
+    data: Any,
+    *,
+    steps: int,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    **options: Any,
 ) -> Run:
     """Train ``recipe`` on ``data`` up to iteration ``steps`` and leave a run folder in ``out``.
 
-    ``options`` are those of :class:`Trainer`. ``resume`` goes on with the run in ``out``. See :class:`Trainer` for what is raised.
+    ``options`` are those of :class:`Trainer`. ``resume`` goes on with the run in ``out``. See :class:`Trainer` for what is
+    raised.
     """
     if steps < 0:
         raise InvalidValue(f"train: expected steps of at least 0, got {steps}")
@@ -154,7 +161,10 @@ def train(
 
 
 def build(name: str, data: Dataset, *, seed: int = 0, **options: Any) -> Recipe:
-    """The recipe called ``name`` for ``data``: size, channels and classes are the data's, initial weights follow from ``seed``."""
+    """The recipe called ``name`` for ``data``.
+
+    Size, channels and classes are the data's, initial weights follow from ``seed``.
+    """
     facts: dict[str, Any] = {"image_size": data.image_size, "channels": data.channels or data.points}
     if data.classes:
         facts["classes"] = data.classes
@@ -166,7 +176,17 @@ def command(config: Mapping[str, Any], steps: int, *, resume: bool = False) -> s
     """The command that repeats a run, or goes on with it; empty where recipe or data were Python objects."""
     if not config["named"] or config["data"]["source"] is None:
         return ""
-    words = ["ganfast", "train", config["recipe"], "--data", config["data"]["source"], "--out", config["out"], "--steps", str(steps)]
+    words = [
+        "ganfast",
+        "train",
+        config["recipe"],
+        "--data",
+        config["data"]["source"],
+        "--out",
+        config["out"],
+        "--steps",
+        str(steps),
+    ]
     if resume:
         return shlex.join([*words, "--resume"])
     for name, value in config["given"].items():
@@ -222,4 +242,6 @@ def _agree(out: Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> No
     had = {**config["options"], **config["engine"], **config["data"]["options"]}
     for name, value in given.items():
         if name not in _FREE and name in had and had[name] != value:
-            raise InvalidValue(f"{name}: the run in {out} has {had[name]}, got {value}; a run that goes on keeps its configuration")
+            raise InvalidValue(
+                f"{name}: the run in {out} has {had[name]}, got {value}; a run that goes on keeps its configuration"
+            )

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
+from ganfast import backends
 from ganfast._build import host_status
 from ganfast._version import __version__
-from ganfast.backends import AVAILABLE, TABLE, backends
+from ganfast.backends import AVAILABLE, TABLE
 
 Rows = list[tuple[str, str]]
 

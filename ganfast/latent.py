@@ -19,7 +19,9 @@ class Noise:
     uniform: bool = False
     columns: int = 0
 
-    def sample(self, n: int, device: torch.device, *, truncation: float | None = None, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def sample(
+        self, n: int, device: torch.device, *, truncation: float | None = None, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
         _refuse_labels(labels)
         return {"z": _uniform(n, self.dim, device, truncation) if self.uniform else _normal(n, self.dim, device, truncation)}
 
@@ -29,7 +31,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class LabelledNoise:
-    """``z`` (N, dim) with labels ``y`` (N,) drawn evenly; in the grid a row of pictures shares its noise and runs through the classes."""
+    """``z`` (N, dim) with labels ``y`` (N,) drawn evenly.
+
+    In the grid a row of pictures shares its noise and runs through the classes.
+    """
 
     dim: int
     classes: int
@@ -38,7 +43,9 @@ class LabelledNoise:
     def columns(self) -> int:
         return self.classes
 
-    def sample(self, n: int, device: torch.device, *, truncation: float | None = None, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def sample(
+        self, n: int, device: torch.device, *, truncation: float | None = None, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
         z = _normal(n, self.dim, device, truncation)
         if labels is None:
             return {"z": z, "y": torch.randint(self.classes, (n,), device=device)}
@@ -57,7 +64,10 @@ class LabelledNoise:
 
 @dataclass(frozen=True)
 class Codes:
-    """InfoGAN's input ``z`` (N, noise + categories + continuous): incompressible noise, a one-hot code, uniform codes on [-1, 1]."""
+    """InfoGAN's input ``z`` (N, noise + categories + continuous).
+
+    Incompressible noise, a one-hot code, uniform codes on [-1, 1].
+    """
 
     noise: int
     categories: int
@@ -76,7 +86,9 @@ class Codes:
         onehot = z[:, self.noise : self.noise + self.categories]
         return onehot.argmax(1), z[:, self.noise + self.categories :]
 
-    def sample(self, n: int, device: torch.device, *, truncation: float | None = None, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def sample(
+        self, n: int, device: torch.device, *, truncation: float | None = None, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
         _refuse_labels(labels)
         return self._join(
             _normal(n, self.noise, device, truncation),
@@ -85,7 +97,10 @@ class Codes:
         )
 
     def grid(self, n: int, device: torch.device) -> dict[str, Tensor]:
-        """The category changes along a row; down the rows the first continuous code runs from -1 to 1; the noise is one for all."""
+        """The category changes along a row; down the rows the first continuous code runs from -1 to 1.
+
+        The noise is one for all.
+        """
         order = torch.arange(n, device=device)
         continuous = torch.zeros(n, self.continuous, device=device)
         if self.continuous:
@@ -102,7 +117,8 @@ def _normal(n: int, dim: int, device: torch.device, truncation: float | None = N
     if truncation is None:
         return z
     _check_truncation(truncation)
-    # Drawing values anew until they fall inside (Brock et al. 2019, section 3.1) is the normal distribution cut off at the threshold.
+    # Drawing values anew until they fall inside (Brock et al. 2019, section 3.1) is the normal distribution cut off at the
+    # threshold.
     return torch.nn.init.trunc_normal_(z, a=-truncation, b=truncation)
 
 

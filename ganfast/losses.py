@@ -1,7 +1,7 @@
 """Adversarial losses, one paper per function.
 
-Scores are a critic's raw outputs, any shape; every loss is their mean, a scalar. ``real`` and ``fake`` are the scores of real and of
-generated samples.
+Scores are a critic's raw outputs, any shape; every loss is their mean, a scalar. ``real`` and ``fake`` are the scores of real
+and of generated samples.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def non_saturating_generator(fake: Tensor) -> Tensor:
 def log_odds(logits: Tensor) -> Tensor:
     """Log odds (N,) of the real class from a two-output softmax critic's logits (N, 2), class 1 real.
 
-    Softmax over two classes is the sigmoid of their difference, so cross entropy over (fake, real) is :func:`minimax_critic` of this.
+    Softmax over two classes is the sigmoid of their difference, so cross entropy over (fake, real) is :func:`minimax_critic`
+    of this.
     """
     return logits[:, 1] - logits[:, 0]
 

@@ -58,9 +58,9 @@ class Phase:
     """One kind of update within an iteration.
 
     ``loss(networks, batch)`` sees the networks by name and one batch: the data fields in ``reads`` (images (N, C, H, W) in
-    [-1, 1], points (N, 2), labels (N,)) and the generator's inputs that the recipe's latent draws (``batch.z``, asked labels ``batch.y``). Networks outside
-    ``updates`` are frozen while it runs: they pass gradients on and collect none. All randomness comes from torch's
-    default generator, which the engine seeds from (seed, step, phase, repeat).
+    [-1, 1], points (N, 2), labels (N,)) and the generator's inputs that the recipe's latent draws (``batch.z``, asked labels
+    ``batch.y``). Networks outside ``updates`` are frozen while it runs: they pass gradients on and collect none. All
+    randomness comes from torch's default generator, which the engine seeds from (seed, step, phase, repeat).
     """
 
     name: str
@@ -85,8 +85,12 @@ class Latent(Protocol):
     def columns(self) -> int:
         """Pictures in a row of the grid, 0 where any number will do."""
 
-    def sample(self, n: int, device: torch.device, *, truncation: float | None = None, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """``n`` fresh inputs, from torch's default generator: ``{"z": (n, latent_dim)}`` and ``{"y": (n,)}`` where it takes labels.
+    def sample(
+        self, n: int, device: torch.device, *, truncation: float | None = None, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """``n`` fresh inputs, from torch's default generator: ``{"z": (n, latent_dim)}`` and ``{"y".
+
+        (n,)}`` where it takes labels.
 
         ``truncation`` draws normal noise anew where its magnitude is larger; ``labels`` (n,) asks for classes.
         """

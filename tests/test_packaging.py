@@ -38,6 +38,8 @@ def copy_of_the_checkout(to: Path) -> Path:
         shutil.copy(ROOT / name, to)
     for name in ("ganfast", "kernels", "csrc"):
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__"))
+    for objects in (ROOT / "build").glob("host-*"):  # ninja takes those that are up to date
+        shutil.copytree(objects, to / "build" / objects.name)
     return to
 
 
@@ -65,8 +67,11 @@ class Wheel:
         return Parser().parsestr((self.site / name).read_text())
 
     def python(self, script: str) -> str:
-        """What a script prints that imports ganfast from this wheel, wherever else it is installed."""
-        script = f"import sys; sys.path.insert(0, {str(self.site)!r})\n{script}"
+        """What a script prints that imports ganfast from this wheel and from nowhere else."""
+        script = (
+            f"import sys; sys.path.insert(0, {str(self.site)!r})\n"
+            "sys.meta_path[:] = [finder for finder in sys.meta_path if '__editable__' not in finder.__module__]\n" + script
+        )
         return subprocess.run(
             [sys.executable, "-c", script], cwd=self.site.parent, capture_output=True, text=True, check=True
         ).stdout.strip()

@@ -46,14 +46,17 @@ class Sampler:
         self.device = torch.device(device)
         self.flip = flip
         self.channels_last = channels_last
-        self.resident = self.device.type == "cuda" and self._fits()
-        self._data: dict[str, Any] = {
-            field: _to_device(array, self.device) if self.resident else array
-            for group in dataset.groups.values()
-            for field, array in group.items()
-        }
+        self.resident = False
+        self._data: dict[str, Any] = {field: array for group in dataset.groups.values() for field, array in group.items()}
         self._group = {field: number for number, group in enumerate(dataset.groups.values()) for field in group}
         self._rows = [len(next(iter(group.values()))) for group in dataset.groups.values()]
+        if self.device.type == "cuda" and self._fits():
+            self.make_resident()
+
+    def make_resident(self) -> None:
+        """Moves the data to the device, where batches are gathered from then on."""
+        self._data = {field: _to_device(array, self.device) for field, array in self._data.items()}
+        self.resident = True
 
     def batch(self, start: int, count: int, fields: Sequence[str], salt: int = 0) -> dict[str, Tensor]:
         """Draws ``start`` to ``start + count - 1`` of each field named; a different ``salt`` is an unrelated order.
@@ -109,9 +112,9 @@ class Sampler:
         return tensor.to(self.device, non_blocking=True)
 
     def _fits(self) -> bool:
-        wanted = sum(array.nbytes for group in self.dataset.groups.values() for array in group.values())
+        wanted = sum(array.nbytes for array in self._data.values())
         free, _ = torch.cuda.mem_get_info(self.device)
-        return wanted <= RESIDENT_SHARE * free
+        return bool(wanted <= RESIDENT_SHARE * free)
 
 
 def _to_device(array: NDArray[Any], device: torch.device) -> Tensor:

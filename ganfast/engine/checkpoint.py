@@ -3,8 +3,8 @@
     checkpoints/step-00000100/{state.safetensors, state.json, manifest.json}
     checkpoints/latest -> step-00000100
 
-A save writes beside its final name, syncs every file and the folder, renames, syncs the parent, moves ``latest``, and then prunes. The
-manifest has every file's SHA-256; what does not match is passed over in favour of the save before it.
+A save writes beside its final name, syncs every file and the folder, renames, syncs the parent, moves ``latest``, and then
+prunes. The manifest has every file's SHA-256; what does not match is passed over in favour of the save before it.
 """
 
 from __future__ import annotations

@@ -339,7 +339,7 @@ def _panel(axes: Axes, name: str, series: Mapping[str, Array]) -> None:
     beyond = 0 if name == NORMS else _trim(axes, np.concatenate([pairs[:, 1] for pairs in series.values()]))
     axes.set_title(name, loc="left", fontsize=10.5, fontweight="bold", color=INK)
     if beyond:
-        note = f"{beyond} values lie beyond"
+        note = f"{beyond} beyond the frame"
         axes.text(0.995, 0.96, note, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=FAINT)
     axes.grid(axis="y", color=RULE, linewidth=0.8)
     axes.margins(x=0.01)

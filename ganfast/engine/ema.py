@@ -11,8 +11,8 @@ from torch import nn
 class MovingAverage:
     """``module`` is a frozen copy in evaluation mode; :meth:`update` moves it towards ``source`` by ``1 - decay``.
 
-    Early on the decay is held down to (1 + step) / (10 + step), so that the random start is forgotten. Batch norm's running statistics
-    are averaged as the weights are: they belong to the weights of the same moment.
+    Early on the decay is held down to (1 + step) / (10 + step), so that the random start is forgotten. Batch norm's running
+    statistics are averaged as the weights are: they belong to the weights of the same moment.
     """
 
     def __init__(self, source: nn.Module, decay: float) -> None:
@@ -23,7 +23,9 @@ class MovingAverage:
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         ours, theirs = [], []
-        pairs = zip([*self.module.parameters(), *self.module.buffers()], [*self.source.parameters(), *self.source.buffers()], strict=True)
+        pairs = zip(
+            [*self.module.parameters(), *self.module.buffers()], [*self.source.parameters(), *self.source.buffers()], strict=True
+        )
         for mine, current in pairs:
             if mine.is_floating_point():
                 ours.append(mine)

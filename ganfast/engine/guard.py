@@ -1,4 +1,7 @@
-"""What happens when a loss or a gradient is NaN or Inf: the update is skipped; what keeps happening is given up with a diagnosis."""
+"""What happens when a loss or a gradient is NaN or Inf: the update is skipped.
+
+What keeps happening is given up with a diagnosis.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ PATIENCE = 3  # passes in a row that may be skipped
 class Guard:
     """Skips updates that are not finite, without waiting for the device.
 
-    A skipped pass leaves every weight and every buffer (batch norm statistics, singular vectors, image pools) as it was before. On a
-    GPU the decision stays on the device; :meth:`exhausted` reads it late.
+    A skipped pass leaves every weight and every buffer (batch norm statistics, singular vectors, image pools) as it was
+    before. On a GPU the decision stays on the device; :meth:`exhausted` reads it late.
     """
 
     def __init__(self, networks: Iterable[nn.Module], device: torch.device) -> None:
@@ -118,7 +121,9 @@ def error(findings: Mapping[str, Any], step: int) -> NonFinite:
     terms = ", ".join(f"{name} is {value}" for name, value in findings["terms"].items()) or "every loss term is finite"
     places = [findings["layer"], *findings["parameters"], *(f"the gradient of {name}" for name in findings["gradients"])]
     first = next((place for place in places if place), "the loss itself")
-    return NonFinite(f"iteration {step}, phase {findings['phase']!r}: {terms}; first not finite: {first}; lower the step size or use fp32")
+    return NonFinite(
+        f"iteration {step}, phase {findings['phase']!r}: {terms}; first not finite: {first}; lower the step size or use fp32"
+    )
 
 
 def _not_finite(networks: Named, names: Iterable[str], tensor: Callable[[nn.Parameter], Tensor | None]) -> list[str]:

@@ -37,7 +37,10 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
     unit = max(1, trainer.images_at(until) // max(1, until))
     values: dict[str, float] = {}
 
-    with Interrupts() as interrupts, Progress(until, start=trainer.steps, unit_images=unit, description=trainer.recipe.name) as bar:
+    with (
+        Interrupts() as interrupts,
+        Progress(until, start=trainer.steps, unit_images=unit, description=trainer.recipe.name) as bar,
+    ):
 
         def keep(write: Callable[..., Any], *arguments: Any) -> None:
             try:

@@ -25,7 +25,7 @@ def build(spec: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
         raise InvalidValue(f"no optimizer is called {spec.kind!r}{near(spec.kind, _KINDS)}")
     fused = {"fused": True} if spec.kind in _FUSED else {}
     try:
-        return _KINDS[spec.kind](network.parameters(), **{**fused, **spec.settings})  # type: ignore[arg-type]
+        return _KINDS[spec.kind](network.parameters(), **{**fused, **spec.settings})
     except TypeError as error:
         raise InvalidValue(f"optimizer {spec.kind}: {error}") from None
 
@@ -46,7 +46,9 @@ def set_factor(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Every tensor of the optimizer's state, by ``index.name``."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items() if isinstance(value, Tensor)}
+    return {
+        f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items() if isinstance(value, Tensor)
+    }
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -71,7 +71,8 @@ def _notices(config: Mapping[str, Any], rows: Rows) -> list[str]:
 
 
 def _figures(config: Mapping[str, Any], rows: Rows) -> str:
-    engine, last = _section(config, "engine"), (rows[-1] if rows else {})
+    engine = _section(config, "engine")
+    last = {key: value for row in rows for key, value in row.items() if _finite(value)}
     speeds = [row["images_per_second"] for row in rows if _finite(row.get("images_per_second"))]
     tiles = {
         "steps": f"{last.get('step', 0):,}",
@@ -82,7 +83,7 @@ def _figures(config: Mapping[str, Any], rows: Rows) -> str:
         "precision": str(engine.get("precision", "-")),
         "seed": str(engine.get("seed", "-")),
     }
-    tiles |= {key.removeprefix("metric/"): f"{value:.4g}" for key, value in _last_metrics(rows).items()}
+    tiles |= {key.removeprefix("metric/"): f"{value:.4g}" for key, value in last.items() if key.startswith("metric/")}
     cells = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles.items()]
     return '<dl class="figures">\n' + "\n".join(cells) + "\n</dl>"
 
@@ -169,13 +170,6 @@ def _seconds(rows: Rows) -> float:
             total += row["seconds"] - (before if row["seconds"] >= before else 0.0)
             before = row["seconds"]
     return total
-
-
-def _last_metrics(rows: Rows) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for row in rows:
-        found |= {key: value for key, value in row.items() if key.startswith("metric/") and _finite(value)}
-    return found
 
 
 def _finite(value: Any) -> bool:

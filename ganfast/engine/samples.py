@@ -27,7 +27,9 @@ class Samples:
         self.recipe, self.data, self.device, self.seed = recipe, data, device, seed
         self._sampler = sampler
 
-    def draw(self, networks: Named, n: int, number: int, *, truncation: float | None, labels: Any, seed: int | None) -> NDArray[Any]:
+    def draw(
+        self, networks: Named, n: int, number: int, *, truncation: float | None, labels: Any, seed: int | None
+    ) -> NDArray[Any]:
         """``n`` samples: the ones numbered from ``number`` on, or a ``seed``'s own. See :meth:`Trainer.sample`."""
         if n < 1:
             raise InvalidValue(f"sample: expected n of at least 1, got {n}")
@@ -36,7 +38,9 @@ class Samples:
             if self.recipe.latent is not None:
                 inputs.update(self.recipe.latent.sample(n, self.device, truncation=truncation, labels=labels))
             elif truncation is not None or labels is not None:
-                raise InvalidValue(f"recipe {self.recipe.name!r} makes its samples from data: it takes no truncation and no labels")
+                raise InvalidValue(
+                    f"recipe {self.recipe.name!r} makes its samples from data: it takes no truncation and no labels"
+                )
             return self._generate(lambda nets, chunk: {"samples": self.recipe.sample(nets, chunk)}, networks, inputs)["samples"]
 
     def preview(self, networks: Named, n: int) -> dict[str, NDArray[Any]]:
@@ -59,7 +63,8 @@ class Samples:
     def pull(self, networks: Named, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Where the loss pulls samples: (samples (n, ...), minus the loss's gradient at each, times n).
 
-        Found by running the last phase that updates a network which makes samples (one that has a moving average), watching its output.
+        Found by running the last phase that updates a network which makes samples (one that has a moving average), watching
+        its output.
         """
         phase = next(phase for phase in reversed(self.recipe.phases) if set(phase.updates) & set(self.recipe.ema))
         network = next(networks[name] for name in phase.updates if name in self.recipe.ema)

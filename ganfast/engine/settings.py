@@ -22,7 +22,9 @@ class Settings:
     precision: Annotated[Literal["auto", "fp32", "bf16"], "auto is bf16 on a GPU that has it, fp32 otherwise"] = "auto"
     flip: Annotated[bool, "mirror half of the images left to right"] = False
     decay: Annotated[Literal["none", "linear"], "step sizes fall to zero over the second half of the run"] = "none"
-    decay_steps: Annotated[int, "the iteration at which they reach zero; 0 is the length of the run, where that is known beforehand"] = 0
+    decay_steps: Annotated[
+        int, "the iteration at which they reach zero; 0 is the length of the run, where that is known beforehand"
+    ] = 0
     log_every: Annotated[int, "iterations between rows of the log; 0 makes about 200"] = 0
     tick_every: Annotated[int, "iterations between sample pictures; 0 makes 20"] = 0
     checkpoint_every: Annotated[int, "iterations between checkpoints; 0 saves with each sample picture"] = 0
@@ -31,7 +33,16 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(field.name, _hints()[field.name], getattr(self, field.name))
-        least = {"batch": 1, "accumulate": 1, "seed": 0, "decay_steps": 0, "log_every": 0, "tick_every": 0, "checkpoint_every": 0, "keep": 1}
+        least = {
+            "batch": 1,
+            "accumulate": 1,
+            "seed": 0,
+            "decay_steps": 0,
+            "log_every": 0,
+            "tick_every": 0,
+            "checkpoint_every": 0,
+            "keep": 1,
+        }
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise InvalidValue(f"{name}: expected at least {bound}, got {getattr(self, name)}")
@@ -70,7 +81,9 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InvalidValue(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise Unavailable(f"device {name!r} was asked for and PyTorch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
+        raise Unavailable(
+            f"device {name!r} was asked for and PyTorch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
     return device
 
 

@@ -9,7 +9,10 @@ from typing import Any
 
 
 class Interrupts:
-    """``requested`` names the signal that asked for an end, or is empty. A context manager; does nothing outside the main thread."""
+    """``requested`` names the signal that asked for an end, or is empty. A context manager.
+
+    Does nothing outside the main thread.
+    """
 
     def __init__(self) -> None:
         self.requested = ""

@@ -16,7 +16,7 @@ Optimizers = Mapping[str, torch.optim.Optimizer]
 
 def collect(modules: Mapping[str, Modules], optimizers: Optimizers) -> dict[str, Tensor]:
     """Tensors under ``kind.name.key``: ``networks.G.layers.0.weight``, ``ema.G...``, ``optimizers.G.0.exp_avg``."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for kind, named in modules.items():
         for name, module in named.items():
             tensors |= {f"{kind}.{name}.{key}": value for key, value in module.state_dict().items()}
@@ -31,7 +31,9 @@ def restore(tensors: Mapping[str, Tensor], modules: Mapping[str, Modules], optim
     given = {key: tuple(value.shape) for key, value in tensors.items() if not key.startswith("optimizers.")}
     for key in sorted(wanted.keys() | given.keys()):
         if wanted.get(key) != given.get(key):
-            raise Damaged(f"the checkpoint does not fit the networks: expected {key} of shape {wanted.get(key)}, got {given.get(key)}")
+            raise Damaged(
+                f"the checkpoint does not fit the networks: expected {key} of shape {wanted.get(key)}, got {given.get(key)}"
+            )
     for kind, named in modules.items():
         for name, module in named.items():
             module.load_state_dict(_under(tensors, f"{kind}.{name}."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -28,14 +29,17 @@ _LATE = 100  # iterations between looks at a GPU's finiteness flag
 class Trainer:
     """Trains ``recipe`` on ``data``. The recipe's networks are moved to the device and trained in place.
 
-    ``steps`` counts whole iterations: every phase with its repeats. Everything random in iteration s is a function of (seed, s), so
-    a state that is saved and loaded goes on exactly as if it had never stopped. ``settings`` are the fields of :class:`Settings`.
+    ``steps`` counts whole iterations: every phase with its repeats. Everything random in iteration s is a function of (seed,
+    s), so a state that is saved and loaded goes on exactly as if it had never stopped. ``settings`` are the fields of
+    :class:`Settings`.
     """
 
     def __init__(self, recipe: Recipe, data: Dataset, *, out: str | Path | None = None, **settings: Any) -> None:
         for name in recipe.reads:
             if name not in data.fields:
-                raise InvalidData(f"recipe {recipe.name!r} needs {name!r}, and data {data.name!r} has only {', '.join(data.fields)}")
+                raise InvalidData(
+                    f"recipe {recipe.name!r} needs {name!r}, and data {data.name!r} has only {', '.join(data.fields)}"
+                )
         self.recipe, self.data = recipe, data
         self.settings = Settings.of(recipe.defaults, settings)
         self.device = resolve_device(self.settings.device)
@@ -43,8 +47,10 @@ class Trainer:
         self.out = None if out is None else Path(out)
         self.steps = 0
         self.rollbacks = 0  # part of every seed: what diverged once is tried again with other draws
-        layout = torch.channels_last if data.image_size else torch.preserve_format
-        self._trained = Named({name: net.to(self.device, memory_format=layout).train() for name, net in recipe.networks.items()})
+        self._trained = Named({name: net.to(self.device).train() for name, net in recipe.networks.items()})
+        if data.image_size:
+            for network in self._trained.values():
+                network.to(memory_format=torch.channels_last)
         self._trainable = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self._trained.items()}
         self._averages = {name: MovingAverage(self._trained[name], decay) for name, decay in recipe.ema.items() if decay}
         self._optimizers = {name: optimizers.build(spec, self._trained[name]) for name, spec in recipe.optimizers.items()}
@@ -57,10 +63,12 @@ class Trainer:
     # ---- training
 
     def step(self) -> dict[str, Tensor]:
-        """One whole iteration. Returns every named term as a scalar tensor (``critic/penalty``, ``D(real)``, ``critic/grad_norm``).
+        """One whole iteration.
 
-        Nothing waits for the device. A pass whose loss or gradient is not finite is skipped; after several in a row raises NonFinite
-        with a diagnosis, at once on a CPU and within 100 iterations on a GPU.
+        Returns every named term as a scalar tensor (``critic/penalty``, ``D(real)``, ``critic/grad_norm``).
+
+        Nothing waits for the device. A pass whose loss or gradient is not finite is skipped; after several in a row raises
+        NonFinite with a diagnosis, at once on a CPU and within 100 iterations on a GPU.
         """
         logs: dict[str, Tensor] = {}
         reading = self._passes_before(self.steps)
@@ -86,8 +94,8 @@ class Trainer:
         self._guard.keep()
         logs: dict[str, Tensor] = {}
         for micro in range(self.settings.accumulate):
-            terms, total = self._loss(phase, counter, micro, reading, draws)
-            (total / self.settings.accumulate).backward()
+            terms = self._loss(phase, counter, micro, reading, draws)
+            (terms.total() / self.settings.accumulate).backward()
             for name, value in {**{f"{phase.name}/{term}": v for term, v in terms.minimise.items()}, **terms.watch}.items():
                 share = value.detach().float() / self.settings.accumulate
                 logs[name] = logs[name] + share if name in logs else share
@@ -99,10 +107,8 @@ class Trainer:
         self._guard.update(norm.isfinite(), stepping, lambda: phase.after(self._trained) if phase.after else None)
         return {**logs, f"{phase.name}/grad_norm": norm}
 
-    def _loss(
-        self, phase: Phase, counter: tuple[int, int, int], micro: int, reading: int, draws: list[torch.Generator]
-    ) -> tuple[Terms, Tensor]:
-        """The terms of a phase and their sum, everything drawn being a function of the counters."""
+    def _loss(self, phase: Phase, counter: tuple[int, int, int], micro: int, reading: int, draws: list[torch.Generator]) -> Terms:
+        """The terms of a phase, everything drawn being a function of the counters."""
         seed = mix(self.settings.seed, self.rollbacks, *counter, micro)
         for generator in draws:
             generator.manual_seed(seed)
@@ -112,8 +118,7 @@ class Trainer:
         if self.recipe.latent is not None:
             batch.update(self.recipe.latent.sample(n, self.device))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            terms = Terms.of(phase.loss(self._trained, batch))
-        return terms, terms.total()
+            return Terms.of(phase.loss(self._trained, batch))
 
     def freeze_all_but(self, names: Iterable[str]) -> list[nn.Parameter]:
         """Only the trainable parameters of these networks collect gradients afterwards; returns them."""
@@ -135,7 +140,10 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _diagnosis(self) -> NonFinite:
-        """The first pass that is not finite in the iteration just done, run again and looked into; ``nonfinite.json`` has all of it."""
+        """The first pass that is not finite in the iteration just done, run again and looked into.
+
+        ``nonfinite.json`` has all of it.
+        """
         step = self.steps - 1
         findings: dict[str, Any] = {}
         reading = self._passes_before(step)
@@ -143,9 +151,8 @@ class Trainer:
             for index, phase in enumerate(self.recipe.phases):
                 for repeat in range(phase.repeat if step % phase.every == 0 else 0):
                     self.freeze_all_but(phase.updates)
-                    at = (step, index, repeat), 0, reading
-                    found = guard.diagnose(self._trained, phase, lambda phase=phase, at=at: self._loss(phase, *at, draws)[0])
-                    findings = findings or found
+                    again = functools.partial(self._loss, phase, (step, index, repeat), 0, reading, draws)
+                    findings = findings or guard.diagnose(self._trained, phase, again)
                     reading += bool(phase.reads)
         if self.out is not None and findings:
             (self.out / "nonfinite.json").write_text(json.dumps({"step": step, **findings}, indent=2) + "\n")
@@ -176,9 +183,9 @@ class Trainer:
     def sample(self, n: int, truncation: float | None = None, labels: Any = None, *, seed: int | None = None) -> NDArray[Any]:
         """``n`` samples of the moving averages: uint8 (n, H, W, C), or float32 (n, 2) for points.
 
-        Successive calls give further samples; a ``seed`` gives the same ones each time. ``truncation`` limits the noise, ``labels``
-        asks for classes (one integer or n of them) where the recipe is label-conditional. Recipes that translate images
-        translate the data's, in a fixed random order. Raises InvalidValue for what the recipe does not take.
+        Successive calls give further samples; a ``seed`` gives the same ones each time. ``truncation`` limits the noise,
+        ``labels`` asks for classes (one integer or n of them) where the recipe is label-conditional. Recipes that translate
+        images translate the data's, in a fixed random order. Raises InvalidValue for what the recipe does not take.
         """
         output = self._samples.draw(self._averaged, n, self._sampled, truncation=truncation, labels=labels, seed=seed)
         self._sampled += n if seed is None else 0
@@ -203,7 +210,10 @@ class Trainer:
     # ---- state
 
     def save(self) -> Path:
-        """Write a checkpoint under ``out`` and return its folder. Raises InvalidValue without ``out``, NotWritable on a full disk."""
+        """Write a checkpoint under ``out`` and return its folder.
+
+        Raises InvalidValue without ``out``, NotWritable on a full disk.
+        """
         scalars = {
             "format": 1,
             "recipe": self.recipe.name,

@@ -8,14 +8,17 @@ from torch import nn
 
 from ganfast.errors import InvalidValue, near
 from ganfast.models import cnn, dcgan, mlp, resnet
+from ganfast.models.critic import FeatureCritic
 from ganfast.models.shape import SampleShape
 
-Pair = tuple[nn.Module, nn.Module]
+Pair = tuple[nn.Module, FeatureCritic]
 
 
 def _mlp(shape: SampleShape, latent_dim: int, width: int, norm: str) -> Pair:
     if norm != "none":
-        raise InvalidValue(f"the mlp critic has no normalisation, got norm {norm!r}; use norm 'none' or a convolutional architecture")
+        raise InvalidValue(
+            f"the mlp critic has no normalisation, got norm {norm!r}; use norm 'none' or a convolutional architecture"
+        )
     depth = 2 if shape.size else 3  # points are learned from few features: one more layer stands in for the missing pixels
     return mlp.Generator(shape, latent_dim, width, depth), mlp.Critic(shape, width, depth)
 
@@ -52,7 +55,10 @@ ARCHITECTURES: dict[str, tuple[Callable[[SampleShape, int, int, str], Pair], int
 
 
 def pair(architecture: str, shape: SampleShape, *, latent_dim: int, width: int = 0, norm: str = "none") -> Pair:
-    """Generator and critic of an architecture in :data:`ARCHITECTURES`, initialised as their papers do; width 0 is its usual width."""
+    """Generator and critic of an architecture in :data:`ARCHITECTURES`, initialised as their papers do.
+
+    Width 0 is its usual width.
+    """
     if architecture not in ARCHITECTURES:
         raise InvalidValue(f"no architecture is called {architecture!r}{near(architecture, ARCHITECTURES)}")
     if not shape.size and architecture != "mlp":

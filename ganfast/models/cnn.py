@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
+from ganfast.models.critic import FeatureCritic
 from ganfast.models.shape import SampleShape
 
 
 class Generator(nn.Module):
-    """``z`` (N, latent_dim) -> images (N, C, S, S) in [-1, 1]: dense, then transposed convolutions with batch norm and ReLU, 3x3 to pixels.
+    """``z`` (N, latent_dim) -> images (N, C, S, S) in [-1, 1].
+
+    Dense, then transposed convolutions with batch norm and ReLU, 3x3 to pixels.
 
     ``width`` is the number of channels at full size (64 in the paper); it doubles at each halving, up to 8x.
     """
@@ -19,7 +24,7 @@ class Generator(nn.Module):
         channels = [width * min(8, 2**i) for i in range(k, -1, -1)]
         self.dense = nn.Linear(latent_dim, channels[0] * self.base * self.base)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(channels, channels[1:], strict=False):
+        for inputs, outputs in pairwise(channels):
             layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         layers += [nn.Conv2d(width, shape.channels, 3, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
@@ -28,7 +33,7 @@ class Generator(nn.Module):
         return self.layers(self.dense(z).unflatten(1, (-1, self.base, self.base)))
 
 
-class Critic(nn.Module):
+class Critic(FeatureCritic):
     """Images (N, C, S, S) -> scores (N,): a 3x3 and a strided 4x4 convolution per halving, LeakyReLU 0.1, one dense output."""
 
     def __init__(self, shape: SampleShape, width: int) -> None:
@@ -38,7 +43,12 @@ class Critic(nn.Module):
         layers: list[nn.Module] = []
         inputs = shape.channels
         for units in channels[:-1]:
-            layers += [nn.Conv2d(inputs, units, 3, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(units, units, 4, 2, 1), nn.LeakyReLU(0.1)]
+            layers += [
+                nn.Conv2d(inputs, units, 3, padding=1),
+                nn.LeakyReLU(0.1),
+                nn.Conv2d(units, units, 4, 2, 1),
+                nn.LeakyReLU(0.1),
+            ]
             inputs = units
         layers += [nn.Conv2d(inputs, channels[-1], 3, padding=1), nn.LeakyReLU(0.1)]
         self.trunk = nn.Sequential(*layers)
@@ -46,11 +56,7 @@ class Critic(nn.Module):
         self.head = nn.Linear(self.feature_dim, 1)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the critic judges by (N, feature_dim)."""
         return self.trunk(x).flatten(1)
 
     def judge(self, features: Tensor) -> Tensor:
         return self.head(features).squeeze(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.judge(self.features(x))

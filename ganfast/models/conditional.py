@@ -19,7 +19,10 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """(samples, labels ``y`` (N,)) -> scores; wraps a critic of ``channels + classes`` channels: each label is a constant plane."""
+    """(samples, labels ``y`` (N,)) -> scores; wraps a critic of ``channels + classes`` channels.
+
+    Each label is a constant plane.
+    """
 
     def __init__(self, critic: nn.Module, classes: int) -> None:
         super().__init__()

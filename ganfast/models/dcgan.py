@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
+from ganfast.models.critic import FeatureCritic
 from ganfast.models.mlp import scores
 from ganfast.models.shape import SampleShape
 from ganfast.nn.norm import normalise
@@ -12,8 +15,9 @@ from ganfast.nn.norm import normalise
 class Generator(nn.Module):
     """``z`` (N, latent_dim) -> images (N, C, S, S) in [-1, 1].
 
-    ``z`` is projected to a base x base map, which transposed convolutions double ``k`` times; every layer but the last has batch norm and
-    ReLU, the last tanh. ``width`` is the number of channels at half the final size; it doubles at each halving below, up to 8x.
+    ``z`` is projected to a base x base map, which transposed convolutions double ``k`` times; every layer but the last has
+    batch norm and ReLU, the last tanh. ``width`` is the number of channels at half the final size; it doubles at each halving
+    below, up to 8x.
     """
 
     def __init__(self, shape: SampleShape, latent_dim: int, width: int) -> None:
@@ -25,7 +29,7 @@ class Generator(nn.Module):
             nn.BatchNorm2d(channels[0]),
             nn.ReLU(),
         ]
-        for inputs, outputs in zip(channels, channels[1:], strict=False):
+        for inputs, outputs in pairwise(channels):
             layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         layers += [nn.ConvTranspose2d(width, shape.channels, 4, 2, 1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
@@ -34,11 +38,11 @@ class Generator(nn.Module):
         return self.layers(z[:, :, None, None])
 
 
-class Critic(nn.Module):
+class Critic(FeatureCritic):
     """Images (N, C, S, S) -> scores (N,), or logits (N, outputs).
 
-    Strided convolutions down to the base map, LeakyReLU 0.2, then one convolution over the whole map. ``norm`` is ``"batch"`` (the
-    paper's; never on the first layer), ``"layer"`` or ``"none"`` (for penalised and spectrally normalised critics).
+    Strided convolutions down to the base map, LeakyReLU 0.2, then one convolution over the whole map. ``norm`` is ``"batch"``
+    (the paper's; never on the first layer), ``"layer"`` or ``"none"`` (for penalised and spectrally normalised critics).
     """
 
     def __init__(self, shape: SampleShape, width: int, *, norm: str = "batch", outputs: int = 1) -> None:
@@ -46,21 +50,17 @@ class Critic(nn.Module):
         base, k = shape.doublings()
         channels = [width * min(8, 2**i) for i in range(k)]
         layers: list[nn.Module] = [nn.Conv2d(shape.channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
-        for inputs, units in zip(channels, channels[1:], strict=False):
+        for inputs, units in pairwise(channels):
             layers += [nn.Conv2d(inputs, units, 4, 2, 1, bias=norm != "batch"), *normalise(norm, units), nn.LeakyReLU(0.2)]
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Conv2d(channels[-1], outputs, base)
         self.feature_dim = channels[-1] * base * base
 
     def features(self, x: Tensor) -> Tensor:
-        """What the critic judges by: a map (N, C, base, base) of feature_dim values a sample."""
         return self.trunk(x)
 
     def judge(self, features: Tensor) -> Tensor:
         return scores(self.head(features).flatten(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.judge(self.features(x))
 
 
 def initialise(module: nn.Module) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
+from ganfast.models.critic import FeatureCritic
 from ganfast.models.shape import SampleShape
 
 
@@ -26,7 +29,7 @@ class Generator(nn.Module):
         super().__init__()
         widths = [latent_dim] + [width] * depth
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         layers += [nn.Linear(width, shape.numel)]
         if shape.size:
@@ -38,32 +41,31 @@ class Generator(nn.Module):
         return self.layers(z).unflatten(1, self.dims)
 
 
-class Critic(nn.Module):
+class Critic(FeatureCritic):
     """Samples -> scores (N,), by LeakyReLU 0.2 layers."""
 
     def __init__(self, shape: SampleShape, width: int, depth: int = 2, *, outputs: int = 1) -> None:
         super().__init__()
         widths = [shape.numel] + [width] * depth
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, units in zip(widths, widths[1:], strict=False):
+        for inputs, units in pairwise(widths):
             layers += [nn.Linear(inputs, units), nn.LeakyReLU(0.2)]
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Linear(width, outputs)
         self.feature_dim = width
 
     def features(self, x: Tensor) -> Tensor:
-        """What the critic judges by (N, feature_dim)."""
         return self.trunk(x)
 
     def judge(self, features: Tensor) -> Tensor:
         return scores(self.head(features))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.judge(self.features(x))
-
 
 class MaxoutCritic(nn.Module):
-    """The discriminator of Goodfellow et al. 2014: two maxout layers of five pieces, dropout on the input (0.2) and before each layer (0.5)."""
+    """The discriminator of Goodfellow et al. 2014.
+
+    Two maxout layers of five pieces, dropout on the input (0.2) and before each layer (0.5).
+    """
 
     def __init__(self, shape: SampleShape, width: int = 240, pieces: int = 5) -> None:
         super().__init__()

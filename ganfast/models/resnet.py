@@ -7,6 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ganfast.models.critic import FeatureCritic
 from ganfast.models.shape import SampleShape
 from ganfast.nn.norm import normalise
 
@@ -28,7 +29,10 @@ class UpBlock(nn.Module):
 
 
 class CriticBlock(nn.Module):
-    """(norm)-ReLU-conv-(norm)-ReLU-conv beside a shortcut, mean-pooled where ``down``; the ``first`` block sees pixels: no ReLU before."""
+    """(norm)-ReLU-conv-(norm)-ReLU-conv beside a shortcut, mean-pooled where ``down``.
+
+    The ``first`` block sees pixels: no ReLU before.
+    """
 
     def __init__(self, inputs: int, width: int, *, down: bool, first: bool = False, norm: str = "none") -> None:
         super().__init__()
@@ -59,11 +63,11 @@ class Generator(nn.Module):
         return self.output(self.blocks(self.dense(z).unflatten(1, (-1, self.base, self.base))))
 
 
-class Critic(nn.Module):
+class Critic(FeatureCritic):
     """Images (N, C, S, S) -> scores (N,).
 
-    Blocks halve the map until it is 8 or smaller, two more keep it, then ReLU, a pool over positions (``"mean"`` in Gulrajani et al.,
-    ``"sum"`` in Miyato et al.) and one linear output.
+    Blocks halve the map until it is 8 or smaller, two more keep it, then ReLU, a pool over positions (``"mean"`` in Gulrajani
+    et al., ``"sum"`` in Miyato et al.) and one linear output.
     """
 
     def __init__(self, shape: SampleShape, width: int, *, norm: str = "none", pool: str = "mean") -> None:
@@ -79,15 +83,11 @@ class Critic(nn.Module):
         self.feature_dim = width
 
     def features(self, x: Tensor) -> Tensor:
-        """What the critic judges by (N, width)."""
         h = F.relu(self.blocks(x))
         return h.sum((2, 3)) if self.pool == "sum" else h.mean((2, 3))
 
     def judge(self, features: Tensor) -> Tensor:
         return self.head(features).squeeze(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.judge(self.features(x))
 
 
 def initialise(module: nn.Module) -> None:

@@ -16,7 +16,9 @@ class SampleShape:
 
     def __post_init__(self) -> None:
         if self.channels < 1 or self.size < 0:
-            raise InvalidValue(f"expected at least one channel and a size that is not negative, got {self.channels} and {self.size}")
+            raise InvalidValue(
+                f"expected at least one channel and a size that is not negative, got {self.channels} and {self.size}"
+            )
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -29,7 +31,9 @@ class SampleShape:
     def doublings(self) -> tuple[int, int]:
         """``(base, k)`` with ``size = base * 2**k`` and base from 4 to 7: the smallest map and how often it doubles."""
         if not self.size:
-            raise InvalidValue("points have no pixels: convolutional networks need images; use an mlp recipe (gan, wgan, wgan-gp, sngan)")
+            raise InvalidValue(
+                "points have no pixels: convolutional networks need images; use an mlp recipe (gan, wgan, wgan-gp, sngan)"
+            )
         base, k = self.size, 0
         while base > 7 and base % 2 == 0:
             base, k = base // 2, k + 1
@@ -39,6 +43,7 @@ class SampleShape:
             above = min((s for s in fits if s >= self.size), default=fits[-1])
             hint = " or ".join(str(s) for s in dict.fromkeys([below, above]))
             raise InvalidValue(
-                f"image size {self.size} cannot be halved to a map of 4 to 7 pixels, which these networks need; the nearest that can: {hint}"
+                f"image size {self.size} cannot be halved down to a map of 4 to 7 pixels, as these networks do; "
+                f"the nearest that can: {hint}"
             )
         return base, k

@@ -28,8 +28,8 @@ class ResidualBlock(nn.Module):
 class Generator(nn.Module):
     """Images (N, C, S, S) -> images of the other domain, same shape, in [-1, 1]; S divisible by 4.
 
-    A 7x7 convolution, two strided ones, ``blocks`` residual blocks at a quarter of the size (six for 128 pixels, nine for 256 in the paper)
-    and two transposed ones back.
+    A 7x7 convolution, two strided ones, ``blocks`` residual blocks at a quarter of the size (six for 128 pixels, nine for 256
+    in the paper) and two transposed ones back.
     """
 
     def __init__(self, channels: int, width: int, blocks: int) -> None:
@@ -60,7 +60,10 @@ class Generator(nn.Module):
 
 
 class PatchCritic(nn.Module):
-    """Images -> one score per overlapping patch (N, 1, h, w); three halvings make the paper's 70 x 70 patches, fewer suit small images."""
+    """Images -> one score per overlapping patch (N, 1, h, w).
+
+    Three halvings make the paper's 70 x 70 patches, fewer suit small images.
+    """
 
     def __init__(self, channels: int, width: int, halvings: int = 3) -> None:
         super().__init__()
@@ -77,7 +80,9 @@ class PatchCritic(nn.Module):
 
 
 class ImagePool(nn.Module):
-    """A history of generated images for the critic (Shrivastava et al. 2017, section 2.3), kept in buffers so that it is saved and resumed.
+    """A history of generated images for the critic (Shrivastava et al.
+
+    2017, section 2.3), kept in buffers so that it is saved and resumed.
 
     Once full, each image passed in is, with probability one half, exchanged for a stored one.
     """

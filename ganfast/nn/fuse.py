@@ -44,7 +44,7 @@ def fuse(module: ModuleT) -> ModuleT:
     replace the fused module by one that has no activation.
     """
     # judged before anything changes, since swapping one slot must not alter the verdict on another
-    fusable = [slot for slot in _slots(module) if slot.why_left is None and not isinstance(slot.norm, BatchNormAct2d)]
+    fusable = [slot for slot in _slots(module) if slot.why_left is None]
     for slot in fusable:
         assert slot.parent is not None
         activation = slot.parent[slot.position + 1]
@@ -94,7 +94,7 @@ def _why_left(parent: nn.Sequential, index: int, uses: int) -> str | None:
     norm, children = parent[index], list(parent)
     before = children[index - 1] if index > 0 else None
     after = children[index + 1] if index + 1 < len(children) else None
-    if type(norm) not in (nn.BatchNorm2d, BatchNormAct2d):
+    if type(norm) is not nn.BatchNorm2d:
         return f"{type(norm).__name__} is not BatchNorm2d"
     if type(parent).forward is not nn.Sequential.forward:
         return f"{type(parent).__name__} has a forward of its own"

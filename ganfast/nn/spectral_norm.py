@@ -34,7 +34,10 @@ _HOOK = ("weight_orig", "weight_u", "weight_v")
 
 
 class SpectrallyNormalised(nn.Module):
-    """Mixed in before a layer's class: ``weight`` is the parameter of that name over its largest singular value."""
+    """Mixed in before a layer's class: ``weight`` is the parameter of that name over its largest singular value.
+
+    ``weight_original`` is the parameter itself, as ``named_parameters`` and ``state_dict`` give it.
+    """
 
     weight_u: Tensor
     weight_v: Tensor
@@ -47,10 +50,10 @@ class SpectrallyNormalised(nn.Module):
     def weight(self) -> Tensor:
         # cloned, because an update between two forward passes may overwrite the buffers before the backward pass of the first
         u, v = self.weight_u.clone(), self.weight_v.clone()
-        return op.normalise(self._original, u, v, self.spectral_dim, self.spectral_eps)
+        return op.normalise(self.weight_original, u, v, self.spectral_dim, self.spectral_eps)
 
     @property
-    def _original(self) -> Tensor:
+    def weight_original(self) -> Tensor:
         weight = self._parameters["weight"]
         assert weight is not None
         return weight
@@ -166,7 +169,7 @@ def _update(layers: list[SpectrallyNormalised]) -> None:
     for layer in layers:
         groups[layer.spectral_iterations, layer.spectral_eps].append(layer)
     for (n_iterations, eps), group in groups.items():
-        rows = [op.matrix(layer._original, layer.spectral_dim) for layer in group]
+        rows = [op.matrix(layer.weight_original, layer.spectral_dim) for layer in group]
         us, vs = [layer.weight_u for layer in group], [layer.weight_v for layer in group]
         us, vs, _ = op.reference(rows, us, vs, n_iterations, eps)
         # copied into the buffers, whose addresses a captured graph or a replica may hold

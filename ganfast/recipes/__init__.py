@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ganfast.errors import InvalidType, InvalidValue, near
-from ganfast.recipe import Recipe
+from ganfast.recipe import About, Recipe
 
-# Every recipe may be asked for with these, so that a sweep can pass the same to all; one without a latent or labels has no use for them.
+# Every recipe may be asked for with these, so that a sweep can pass the same to all; one without a latent or labels has no
+# use for them.
 SHARED = ("image_size", "channels", "width", "latent_dim", "critic_steps", "classes")
 
 
@@ -39,6 +40,12 @@ def summary(name: str) -> str:
     return (_module(name).__doc__ or "").strip().splitlines()[0]
 
 
+def about(name: str) -> About:
+    """A recipe's row in the table of recipes."""
+    row: About = _module(name).ABOUT
+    return row
+
+
 def options(name: str) -> dict[str, Option]:
     """What a recipe can be told, from its builder's signature."""
     builder = _builder(name)
@@ -55,8 +62,8 @@ def options(name: str) -> dict[str, Option]:
 def get(name: str, **given: Any) -> Recipe:
     """The recipe called ``name``, freshly built and initialised from torch's default generator.
 
-    ``given`` are its options, all optional; :data:`SHARED` ones that it has no use for are passed over. Raises InvalidValue for an unknown
-    name, an unknown option or a value that is not allowed, InvalidType for one of the wrong type.
+    ``given`` are its options, all optional; :data:`SHARED` ones that it has no use for are passed over. Raises InvalidValue
+    for an unknown name, an unknown option or a value that is not allowed, InvalidType for one of the wrong type.
     """
     known = options(name)
     unknown = [key for key in given if key not in known and key not in SHARED]

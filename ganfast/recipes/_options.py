@@ -10,7 +10,9 @@ Classes = Annotated[int, "number of labels; taken from the data"]
 LatentDim = Annotated[int, "length of the noise vector z"]
 Width = Annotated[int, "channels (or units) of the networks; 0 takes the architecture's usual width"]
 CriticSteps = Annotated[int, "critic updates per generator update"]
-Architecture = Annotated[Literal["auto", "mlp", "dcgan", "cnn", "resnet"], "networks; auto is the paper's for images and mlp for points"]
+Architecture = Annotated[
+    Literal["auto", "mlp", "dcgan", "cnn", "resnet"], "networks; auto is the paper's for images and mlp for points"
+]
 Norm = Annotated[Literal["none", "layer"], "normalisation in the critic; batch norm would tie samples together"]
 LearningRate = Annotated[float, "the optimizer's step size, both networks"]
 Ema = Annotated[float, "decay per iteration of the generator's moving average; 0 for none"]

@@ -2,8 +2,8 @@
 
     min_G max_D  E[log D(x|y)] + E[log(1 - D(G(z|y)|y))]
 
-Both networks see the label: the generator beside its noise, the critic beside its sample. The critic judges real samples with their own
-labels and generated ones with the labels they were asked for.
+Both networks see the label: the generator beside its noise, the critic beside its sample. The critic judges real samples with
+their own labels and generated ones with the labels they were asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from ganfast.models import conditional, pair
 from ganfast.models.shape import SampleShape
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Architecture, Channels, Classes, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
+
+ABOUT = About("Mirza & Osindero 2014, arXiv:1411.1784", "MLP, DCGAN; label beside input", "non-saturating")
 
 
 def recipe(
@@ -58,5 +60,5 @@ def recipe(
         latent=LabelledNoise(latent_dim, classes),
         optimizers={name: Optimizer("Adam", lr=lr, betas=(0.5, 0.999)) for name in "GD"},
         ema={"G": ema},
-        about=About("Mirza & Osindero 2014, arXiv:1411.1784", "MLP, DCGAN; label beside input", "non-saturating"),
+        about=ABOUT,
     )

@@ -20,6 +20,10 @@ from ganfast.models.translation import Generator, ImagePool, PatchCritic
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Channels, CriticSteps, Ema, ImageSize, LearningRate, Width
 
+ABOUT = About(
+    "Zhu et al. 2017, arXiv:1703.10593", "two residual generators, two patch critics", "least squares + cycle + identity"
+)
+
 
 def recipe(
     *,
@@ -92,5 +96,5 @@ def recipe(
         preview=preview,
         sample_reads=("a", "b"),
         defaults={"batch": 1, "decay": "linear"},
-        about=About("Zhu et al. 2017, arXiv:1703.10593", "two residual generators, two patch critics", "least squares + cycle + identity"),
+        about=ABOUT,
     )

@@ -1,8 +1,8 @@
 """Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional GANs", arXiv:1511.06434, section 3.
 
-Strided and transposed convolutions instead of pooling, batch norm everywhere but on the generator's output and the critic's input, no
-hidden dense layers, ReLU and tanh in the generator, LeakyReLU 0.2 in the critic, weights N(0, 0.02), Adam with 2e-4 and beta1 0.5.
-``outputs=2`` is the critic with a two-class softmax instead of one sigmoid.
+Strided and transposed convolutions instead of pooling, batch norm everywhere but on the generator's output and the critic's
+input, no hidden dense layers, ReLU and tanh in the generator, LeakyReLU 0.2 in the critic, weights N(0, 0.02), Adam with 2e-4
+and beta1 0.5. ``outputs=2`` is the critic with a two-class softmax instead of one sigmoid.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ganfast.models import dcgan
 from ganfast.models.shape import SampleShape
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
+
+ABOUT = About("Radford et al. 2016, arXiv:1511.06434", "DCGAN, batch norm", "non-saturating; 1 or 2 outputs")
 
 
 def recipe(
@@ -56,5 +58,5 @@ def recipe(
         latent=Noise(latent_dim, uniform=True),
         optimizers={name: Optimizer("Adam", lr=lr, betas=(beta1, 0.999)) for name in "GD"},
         ema={"G": ema},
-        about=About("Radford et al. 2016, arXiv:1511.06434", "DCGAN, batch norm", "non-saturating; 1 or 2 outputs"),
+        about=ABOUT,
     )

@@ -17,6 +17,8 @@ from ganfast.models.shape import SampleShape
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
 
+ABOUT = About("Goodfellow et al. 2014, arXiv:1406.2661", "MLP; maxout + dropout", "minimax or non-saturating")
+
 
 def recipe(
     *,
@@ -31,9 +33,8 @@ def recipe(
     ema: Ema = 0.0,
 ) -> Recipe:
     shape = SampleShape(channels, image_size)
-    G, D = pair("mlp", shape, latent_dim=latent_dim, width=width)
-    if discriminator == "maxout":
-        D = mlp.MaxoutCritic(shape)
+    G, plain = pair("mlp", shape, latent_dim=latent_dim, width=width)
+    D = mlp.MaxoutCritic(shape) if discriminator == "maxout" else plain
     generator_minimises = {"non-saturating": losses.non_saturating_generator, "minimax": losses.minimax_generator}[generator_loss]
 
     def critic(nets: Named, batch: Named) -> Terms:
@@ -55,5 +56,5 @@ def recipe(
         optimizers={name: Optimizer("Adam", lr=lr, betas=(0.5, 0.999)) for name in "GD"},
         ema={"G": ema},
         score=lambda nets, x: nets.D(x).sigmoid(),
-        about=About("Goodfellow et al. 2014, arXiv:1406.2661", "MLP; maxout + dropout", "minimax or non-saturating"),
+        about=ABOUT,
     )

@@ -2,8 +2,8 @@
 
     min_{G,Q} max_D  V(D, G) - lambda L_I(G, Q),   L_I = E[log Q(c | G(z, c))] + H(c)
 
-Q is a head on the critic's trunk that recovers the code from the sample: one categorical code and continuous ones. As in the paper's
-appendix C, Q's loss trains the trunk with the critic, and the generator too.
+Q is a head on the critic's trunk that recovers the code from the sample: one categorical code and continuous ones. As in the
+paper's appendix C, Q's loss trains the trunk with the critic, and the generator too.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ from ganfast.models.shape import SampleShape
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Architecture, Channels, CriticSteps, Ema, ImageSize, LatentDim, Width
 
+ABOUT = About("Chen et al. 2016, arXiv:1606.03657", "DCGAN, MLP; Q on the critic's trunk", "non-saturating + mutual information")
+
 
 class CodeHead(nn.Sequential):
-    """Q: features of the critic's trunk (feature_dim values a sample) -> logits of the category, means and log-variances of the continuous codes."""
+    """Q.
+
+    Features of the critic's trunk (feature_dim values a sample) -> logits of the category, means and log-variances of the
+    continuous codes.
+    """
 
     def __init__(self, feature_dim: int, codes: Codes) -> None:
         super().__init__(
@@ -91,5 +97,5 @@ def recipe(
         },
         ema={"G": ema},
         score=lambda nets, x: nets.D(x).sigmoid(),
-        about=About("Chen et al. 2016, arXiv:1606.03657", "DCGAN, MLP; Q on the critic's trunk", "non-saturating + mutual information"),
+        about=ABOUT,
     )

@@ -2,7 +2,8 @@
 
     W_SN = W / sigma(W),   sigma by one step of power iteration per critic update
 
-Every layer of the critic has spectral norm 1, so the critic is Lipschitz by construction; hinge loss (eq. 16 and 17), five critic steps.
+Every layer of the critic has spectral norm 1, so the critic is Lipschitz by construction; hinge loss (eq. 16 and 17), five
+critic steps.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from ganfast.models.shape import SampleShape
 from ganfast.nn import spectral_norm_, update_spectral_norm
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Architecture, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
+
+ABOUT = About("Miyato et al. 2018, arXiv:1802.05957", "CNN, DCGAN, ResNet, MLP", "hinge", "spectral norm")
 
 
 def recipe(
@@ -56,5 +59,5 @@ def recipe(
         optimizers={name: Optimizer("Adam", lr=lr, betas=(beta1, beta2)) for name in "GD"},
         ema={"G": ema},
         score=lambda nets, x: nets.D(x),
-        about=About("Miyato et al. 2018, arXiv:1802.05957", "CNN, DCGAN, ResNet, MLP", "hinge", "spectral norm"),
+        about=ABOUT,
     )

@@ -18,6 +18,8 @@ from ganfast.models.shape import SampleShape
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Architecture, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
 
+ABOUT = About("Arjovsky et al. 2017, arXiv:1701.07875", "MLP, DCGAN, ResNet", "Wasserstein", "weight clipping")
+
 
 def recipe(
     *,
@@ -61,5 +63,5 @@ def recipe(
         optimizers={name: Optimizer("RMSprop", lr=lr) for name in "GD"},
         ema={"G": ema},
         score=lambda nets, x: nets.D(x),
-        about=About("Arjovsky et al. 2017, arXiv:1701.07875", "MLP, DCGAN, ResNet", "Wasserstein", "weight clipping"),
+        about=ABOUT,
     )

@@ -2,8 +2,8 @@
 
     L = E[D(G(z))] - E[D(x)] + lambda E[(|grad D(x^)| - 1)^2],   x^ = alpha x + (1 - alpha) G(z)
 
-Five critic steps with the penalty at random interpolates; no batch norm in the critic, where it would tie samples together; layer norm
-is allowed.
+Five critic steps with the penalty at random interpolates; no batch norm in the critic, where it would tie samples together;
+layer norm is allowed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from ganfast.models.shape import SampleShape
 from ganfast.penalties import gradient_penalty
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Architecture, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Norm, Width
+
+ABOUT = About("Gulrajani et al. 2017, arXiv:1704.00028", "MLP, DCGAN, ResNet; LayerNorm", "Wasserstein", "gradient penalty")
 
 
 def recipe(
@@ -62,5 +64,5 @@ def recipe(
         optimizers={name: Optimizer("Adam", lr=lr, betas=(0.5, beta2)) for name in "GD"},
         ema={"G": ema},
         score=lambda nets, x: nets.D(x),
-        about=About("Gulrajani et al. 2017, arXiv:1704.00028", "MLP, DCGAN, ResNet; LayerNorm", "Wasserstein", "gradient penalty"),
+        about=ABOUT,
     )

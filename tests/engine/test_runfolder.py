@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ganfast.engine import runfolder
 from ganfast.engine.runfolder import RunFolder, read_config, read_rows, sample_pictures, write_atomically
@@ -269,8 +272,9 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_tensorboard_receives_rows_and_pictures(run: RunFolder) -> None:
-    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+def test_tensorboard_receives_rows_and_pictures(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count(1_700_000_000)  # TensorBoard orders event files by the second in their names
+    monkeypatch.setattr(time, "time", lambda: float(next(seconds)))
     for step in (1, 2, 3):
         run.append({"step": step, "kimg": 0.1 * step, "critic/loss": 2.0 / step, "note": "text is no scalar"})
     run.save_sample(3, picture(200))
@@ -278,7 +282,7 @@ def test_tensorboard_receives_rows_and_pictures(run: RunFolder) -> None:
     run.append({"step": 3, "critic/loss": 9.0})
     run.close()
 
-    events = loader.EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     assert set(events.Tags()["scalars"]) == {"kimg", "critic/loss"}
     assert [(event.step, event.value) for event in events.Scalars("critic/loss")] == [(1, 2.0), (2, 1.0), (3, 9.0)]

@@ -1,0 +1,76 @@
+"""Samples as files: one grid, one array, or a folder of pictures, by the ending of the name."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganfast.engine import draw
+from ganfast.engine.runfolder import write_atomically
+from ganfast.errors import InvalidValue, NotWritable
+
+Write = Callable[[NDArray[Any]], None]
+
+
+def writer(target: Path) -> Write:
+    """What writes samples (uint8 (n, H, W, C) or points (n, 2)) to ``target``.
+
+    .png, .npy, .npz (``samples``), otherwise a folder.
+
+    Raises InvalidValue for an ending that is none of these, NotWritable where the place is taken or cannot be written; asked for
+    before anything slow is done.
+    """
+    kinds: dict[str, Write] = {
+        ".png": lambda samples: write_atomically(target, _png(samples)),
+        ".npy": lambda samples: write_atomically(target, _bytes(lambda file: np.save(file, samples))),
+        ".npz": lambda samples: write_atomically(target, _bytes(lambda file: np.savez_compressed(file, samples=samples))),
+        "": lambda samples: _folder(target, samples),
+    }
+    if target.suffix not in kinds:
+        raise InvalidValue(f"{target}: expected a name ending in .png, .npy or .npz, or a folder without an ending")
+    if target.is_dir() and (target.suffix or any(target.iterdir())):
+        raise NotWritable(f"{target} is a folder that is not empty; choose another name")
+    if target.is_file() and not target.suffix:
+        raise NotWritable(f"{target} is a file; expected the name of a new folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWritable(f"cannot make the folder {target.parent}: {error.strerror}") from error
+    if not os.access(target.parent, os.W_OK):
+        raise NotWritable(f"cannot write to {target.parent}: permission denied")
+    return kinds[target.suffix]
+
+
+def _png(samples: NDArray[Any]) -> bytes:
+    picture = draw.image_grid(samples) if samples.ndim == 4 else draw.points(samples, samples[:0])
+    return _bytes(lambda file: picture.save(file, format="PNG"))
+
+
+def _folder(target: Path, samples: NDArray[Any]) -> None:
+    from PIL import Image
+
+    if samples.ndim != 4:
+        raise InvalidValue(f"{target}: points are no pictures; write them to a name ending in .npy, .npz or .png")
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        temporary.mkdir()
+        for number, image in enumerate(samples):
+            Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(temporary / f"{number:06d}.png")
+        os.rename(temporary, target)
+    except OSError as error:
+        raise NotWritable(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _bytes(save: Callable[[io.BytesIO], Any]) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer)
+    return buffer.getvalue()

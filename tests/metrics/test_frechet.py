@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+
+from ganfast.errors import InvalidValue
+from ganfast.metrics import frechet_distance, frechet_distance_from_features
+
+Array = NDArray[np.float64]
+
+
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def rotation(size: int, seed: int = 0) -> Array:
+    return np.linalg.qr(rng(seed).standard_normal((size, size)))[0]
+
+
+def covariance(size: int, samples: int, seed: int) -> Array:
+    return np.cov(rng(seed).standard_normal((samples, size)) @ rng(seed + 1).standard_normal((size, size)), rowvar=False)
+
+
+def test_one_dimension_is_the_difference_of_means_and_deviations() -> None:
+    distance = frechet_distance(np.array([1.5]), np.array([[4.0]]), np.array([-0.5]), np.array([[0.25]]))
+    assert distance == pytest.approx(2.0**2 + (2.0 - 0.5) ** 2, rel=1e-14)
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_commuting_covariances_add_up_axis_by_axis(turn: bool) -> None:
+    axes = rotation(20) if turn else np.eye(20)
+    first, second = rng(1).uniform(0.01, 9.0, 20), rng(2).uniform(0.01, 9.0, 20)
+    mu1, mu2 = rng(3).standard_normal((2, 20))
+    expected = ((mu1 - mu2) ** 2).sum() + ((np.sqrt(first) - np.sqrt(second)) ** 2).sum()
+    distance = frechet_distance(mu1, axes * first @ axes.T, mu2, axes * second @ axes.T)
+    assert distance == pytest.approx(expected, rel=1e-11)
+
+
+def test_two_by_two_that_do_not_commute_have_a_closed_form() -> None:
+    # for 2 x 2, tr sqrt(M) = sqrt(tr M + 2 sqrt(det M))
+    first, second = np.array([[4.0, 1.0], [1.0, 2.0]]), np.array([[1.0, -0.5], [-0.5, 3.0]])
+    product = first @ second
+    expected = np.trace(first + second) - 2 * np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
+    assert frechet_distance(np.zeros(2), first, np.zeros(2), second) == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("samples", [400, 10])
+def test_identical_gaussians_are_at_distance_zero(samples: int) -> None:
+    cov, mu = covariance(60, samples, 5), rng(6).standard_normal(60)
+    distance = frechet_distance(mu, cov, mu, cov)
+    assert 0.0 <= distance < 1e-11 * np.trace(cov)
+
+
+def test_a_shift_alone_is_its_squared_length() -> None:
+    cov, mu, shift = covariance(30, 100, 1), rng(2).standard_normal(30), rng(3).standard_normal(30)
+    assert frechet_distance(mu, cov, mu + shift, cov) == pytest.approx((shift**2).sum(), rel=1e-11)
+
+
+def test_orthogonal_rank_one_covariances_share_nothing() -> None:
+    axes = rotation(12)
+    first, second = 5.0 * np.outer(axes[:, 0], axes[:, 0]), 3.0 * np.outer(axes[:, 1], axes[:, 1])
+    assert frechet_distance(np.zeros(12), first, np.zeros(12), second) == pytest.approx(8.0, rel=1e-12)
+    # and one covariance of zero leaves the other's trace
+    assert frechet_distance(np.zeros(12), first, np.zeros(12), np.zeros((12, 12))) == pytest.approx(5.0, rel=1e-12)
+    assert frechet_distance(np.zeros(12), np.zeros((12, 12)), np.ones(12), np.zeros((12, 12))) == 12.0
+
+
+def test_singular_covariances_of_one_range_are_as_their_restrictions() -> None:
+    # both live in the same 5 of 40 dimensions, where they are well conditioned
+    basis = rotation(40)[:, :5]
+    small1, small2 = covariance(5, 30, 1), covariance(5, 30, 8)
+    inside = frechet_distance(np.zeros(5), small1, np.zeros(5), small2)
+    outside = frechet_distance(np.zeros(40), basis @ small1 @ basis.T, np.zeros(40), basis @ small2 @ basis.T)
+    assert outside == pytest.approx(inside, rel=1e-10)
+
+
+@pytest.mark.parametrize("size", [3, 40, 130])
+def test_well_conditioned_pairs_agree_with_schur_square_roots(size: int) -> None:
+    cov1, cov2 = covariance(size, 20 * size, 1) + np.eye(size), covariance(size, 20 * size, 11) + np.eye(size)
+    mu1, mu2 = rng(4).standard_normal((2, size))
+    root = np.real(scipy.linalg.sqrtm(cov1 @ cov2))
+    expected = ((mu1 - mu2) ** 2).sum() + np.trace(cov1 + cov2 - 2 * root)
+    assert frechet_distance(mu1, cov1, mu2, cov2) == pytest.approx(expected, rel=1e-9)
+
+
+def test_condition_numbers_of_1e12_agree_with_fifty_digits() -> None:
+    size = 12
+    spectrum = np.logspace(0, -12, size)
+    cov1, cov2 = ((q * spectrum[order] @ q.T + (q * spectrum[order] @ q.T).T) / 2 for q, order in _two_bases(size))
+    with mpmath.workdps(50):
+        first, second = mpmath.matrix(cov1.tolist()), mpmath.matrix(cov2.tolist())
+        values, vectors = mpmath.eigsy(first)
+        root = vectors * mpmath.diag([mpmath.sqrt(max(value, 0)) for value in values]) * vectors.T
+        shared = sum(mpmath.sqrt(max(value, 0)) for value in mpmath.eigsy(root * second * root, eigvals_only=True))
+        expected = float(sum(first[i, i] + second[i, i] for i in range(size)) - 2 * shared)
+    assert frechet_distance(np.zeros(size), cov1, np.zeros(size), cov2) == pytest.approx(expected, rel=1e-7)
+
+
+def _two_bases(size: int) -> list[tuple[Array, NDArray[np.int64]]]:
+    return [(rotation(size, 1), np.arange(size)), (rotation(size, 2), rng(3).permutation(size))]
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_units_scale_out(scale: float) -> None:
+    cov1, cov2, mu = covariance(10, 50, 1), covariance(10, 50, 2), rng(3).standard_normal(10)
+    distance = frechet_distance(mu, cov1, -mu, cov2)
+    scaled = frechet_distance(mu * scale, cov1 * scale**2, -mu * scale, cov2 * scale**2)
+    assert scaled == pytest.approx(distance * scale**2, rel=1e-12)
+
+
+def test_it_is_symmetric() -> None:
+    cov1, cov2, mu = covariance(25, 60, 1), covariance(25, 12, 2), rng(3).standard_normal(25)
+    there, back = frechet_distance(mu, cov1, -mu, cov2), frechet_distance(-mu, cov2, mu, cov1)
+    assert there == pytest.approx(back, rel=1e-11)
+
+
+def test_features_give_the_distance_of_their_unbiased_statistics() -> None:
+    x, y = rng(1).standard_normal((50, 8)), rng(2).standard_normal((31, 8)) * 2 + 1
+    expected = frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    assert frechet_distance_from_features(x, y) == pytest.approx(expected, rel=1e-12)
+    assert frechet_distance_from_features(torch.from_numpy(x), torch.from_numpy(y)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_float32_features_far_from_zero_are_centred_in_float64() -> None:
+    x = rng(1).standard_normal((200, 4)).astype(np.float32) + np.float32(1000)
+    y = rng(2).standard_normal((200, 4)).astype(np.float32) + np.float32(1000)
+    expected = frechet_distance_from_features(x.astype(np.float64) - 1000, y.astype(np.float64) - 1000)
+    assert frechet_distance_from_features(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fewer_samples_than_features_are_fine() -> None:
+    x, y = rng(1).standard_normal((7, 64)), rng(2).standard_normal((9, 64)) + 0.5
+    # the square root of the Gram form, which needs no covariance: the singular values of X Y^T
+    a, b = (x - x.mean(0)) / np.sqrt(6), (y - y.mean(0)) / np.sqrt(8)
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * np.linalg.svd(a @ b.T)[1].sum()
+    assert frechet_distance_from_features(x, y) == pytest.approx(expected, rel=1e-10)
+
+
+def test_types_mix_and_graphs_are_ignored() -> None:
+    cov, mu = covariance(6, 50, 1), rng(2).standard_normal(6)
+    expected = frechet_distance(mu, cov, -mu, cov)
+    mixed = frechet_distance(torch.from_numpy(mu).requires_grad_(), torch.from_numpy(cov), -mu, cov)
+    assert mixed == expected
+    read_only = cov.copy()
+    read_only.flags.writeable = False
+    assert frechet_distance(mu, read_only, -mu, cov) == expected
+    single = [array.astype(np.float32) for array in (mu, cov, -mu, cov)]
+    assert frechet_distance(*single) == pytest.approx(expected, rel=1e-5)
+
+
+def test_refusals_name_the_side_and_the_cause() -> None:
+    mu, cov = np.zeros(3), np.eye(3)
+    bad = cov.copy()
+    bad[1, 1] = np.nan
+    with pytest.raises(InvalidValue, match="cov2 holds 1 values that are NaN or Inf, of 9"):
+        frechet_distance(mu, cov, mu, bad)
+    with pytest.raises(InvalidValue, match="mu1 holds 3 values that are NaN or Inf"):
+        frechet_distance(mu + np.inf, cov, mu, cov)
+    with pytest.raises(InvalidValue, match=r"mu1 \(D,\) and cov1 \(D, D\), got mu1 \(3,\) and cov1 \(2, 2\)"):
+        frechet_distance(mu, np.eye(2), mu, cov)
+    with pytest.raises(InvalidValue, match=r"got mu2 \(1, 3\) and cov2 \(3, 3\)"):
+        frechet_distance(mu, cov, mu[None], cov)
+    with pytest.raises(InvalidValue, match="as many features on both sides, got 3 in mu1 and 2 in mu2"):
+        frechet_distance(mu, cov, np.zeros(2), np.eye(2))
+    with pytest.raises(InvalidValue, match=r"cov1 is not symmetric: .* up to 0\.5"):
+        frechet_distance(mu, cov + np.triu(np.full((3, 3), 0.5), 1), mu, cov)
+    with pytest.raises(InvalidValue, match="cov2 is no covariance: it has the eigenvalue -1"):
+        frechet_distance(mu, cov, mu, np.diag([2.0, 1.0, -1.0]))
+    features = rng(1).standard_normal((5, 3))
+    with pytest.raises(InvalidValue, match="y: a covariance needs at least two samples, got 1"):
+        frechet_distance_from_features(features, features[:1])
+    with pytest.raises(InvalidValue, match="x holds 1 values that are NaN or Inf, of 15"):
+        frechet_distance_from_features(np.where(np.arange(15).reshape(5, 3) == 4, np.nan, features), features)
+    with pytest.raises(InvalidValue, match=r"x: expected features \(N, D\), got \(5,\)"):
+        frechet_distance_from_features(features[:, 0], features)
+    with pytest.raises(InvalidValue, match="got 3 in mu1 and 2 in mu2"):
+        frechet_distance_from_features(features, features[:, :2])
