@@ -12,7 +12,8 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 CPP     := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh)
 # The environment's own tools first: its ninja is what setup.py finds.
 WITH    := PATH="$(CURDIR)/$(BIN):$$PATH"
-# Built without isolation, so that the build tools are pinned as well, and only C++ that changed is compiled again.
+# Built without isolation, so that the build's tools are pinned as well, and only C++ that changed is compiled again.
+TOOLS   := setuptools pybind11 ninja
 INSTALL := $(WITH) $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 .PHONY: help demo test lint format pytest bench learning clean
@@ -56,19 +57,20 @@ bench: $(VENV)/.installed-dev
 learning: $(VENV)/.installed-dev
 	$(BIN)/python benches/learning.py $(LEARNING_ARGS)
 
-$(VENV)/.python: constraints.txt
+$(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "ganfast needs Python 3.11 or newer, and '$(PYTHON)' is `$(PYTHON) --version 2>&1`; say make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(INSTALL) setuptools pybind11 ninja
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.python $(SOURCES)
+	$(INSTALL) $(TOOLS)
 	$(INSTALL) --no-build-isolation -e .
 	@$(BIN)/python -m ganfast._build
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.python $(SOURCES)
+	$(INSTALL) $(TOOLS)
 	$(INSTALL) --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -m ganfast._build
 	@touch $(VENV)/.installed $@

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from dataclasses import dataclass
@@ -154,6 +155,17 @@ def test_the_metadata_says_what_an_install_needs(unbuilt: Wheel) -> None:
     assert set(metadata.get_all("Provides-Extra")) == {"tensorboard", "triton", "dev"}
     scripts = next(unbuilt.site.glob("*.dist-info/entry_points.txt")).read_text()
     assert "ganfast = ganfast.cli:main" in scripts
+
+
+def test_a_source_distribution_holds_all_that_a_build_reads(tmp_path: Path) -> None:
+    source = copy_of_the_checkout(tmp_path / "source")
+    command = [sys.executable, "setup.py", "--quiet", "sdist"]
+    subprocess.run(command, cwd=source, env=environment(tmp_path), capture_output=True, check=True)
+    with tarfile.open(next((source / "dist").glob("*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    read = {path for folder in ("csrc", "kernels", "ganfast") for path in (source / folder).rglob("*") if path.is_file()}
+    wanted = {str(path.relative_to(source)) for path in read} | {"pyproject.toml", "setup.py", "README.md", "LICENSE"}
+    assert not wanted - held
 
 
 def tiny_checkout(folder: Path) -> Path:

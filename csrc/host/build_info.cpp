@@ -21,8 +21,7 @@ py::dict build_info() {
 #else
     info["cxx_standard"] = static_cast<long>(__cplusplus);
 #endif
-    info["pybind11"] =
-        std::to_string(PYBIND11_VERSION_MAJOR) + "." + std::to_string(PYBIND11_VERSION_MINOR);
+    info["pybind11"] = std::to_string(PYBIND11_VERSION_MAJOR) + "." + std::to_string(PYBIND11_VERSION_MINOR);
 #if defined(NDEBUG)
     info["assertions"] = false;
 #else

@@ -26,9 +26,8 @@ void gather_images(const Array<std::uint8_t>& images, const Array<std::int64_t>&
     }
     const py::ssize_t rows = images.shape(0), height = images.shape(1), width = images.shape(2), channels = images.shape(3);
     const py::ssize_t count = indices.shape(0);
-    const std::array<py::ssize_t, 4> wanted = channels_last
-                                                  ? std::array<py::ssize_t, 4>{count, height, width, channels}
-                                                  : std::array<py::ssize_t, 4>{count, channels, height, width};
+    const std::array<py::ssize_t, 4> wanted = channels_last ? std::array<py::ssize_t, 4>{count, height, width, channels}
+                                                            : std::array<py::ssize_t, 4>{count, channels, height, width};
     for (int axis = 0; axis < 4; ++axis) {
         if (out.shape(axis) != wanted[axis] || flipped.shape(0) != count) {
             throw std::invalid_argument("gather_images: out and flipped must hold one image and one flag per index");

@@ -13,8 +13,7 @@ namespace py = pybind11;
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
-Array<std::int64_t> permuted(std::uint64_t start, py::ssize_t count, std::uint64_t n, std::uint64_t seed,
-                             std::uint64_t stream);
+Array<std::int64_t> permuted(std::uint64_t start, py::ssize_t count, std::uint64_t n, std::uint64_t seed, std::uint64_t stream);
 
 Array<bool> flips(std::uint64_t start, py::ssize_t count, std::uint64_t seed, std::uint64_t stream);
 

@@ -1,8 +1,8 @@
 // The order of an epoch, computed draw by draw: an alternating Feistel network with cycle walking.
 //
-// A set of n rows is embedded in the 2^b words of b = bit_width(n - 1) bits. Their upper b / 2 bits and the remaining lower ones take
-// turns to be XORed with a hash of each other, which is a bijection whatever the hash. A word of n or more is sent through again; as
-// n > 2^(b - 1) that takes less than two passes on average, and what remains is a bijection of 0 .. n - 1.
+// A set of n rows is embedded in the 2^b words of b = bit_width(n - 1) bits. Their upper b / 2 bits and the remaining lower ones
+// take turns to be XORed with a hash of each other, which is a bijection whatever the hash. A word of n or more is sent through
+// again; as n > 2^(b - 1) that takes less than two passes on average, and what remains is a bijection of 0 .. n - 1.
 #include <array>
 #include <stdexcept>
 
@@ -52,8 +52,7 @@ private:
 
 }  // namespace
 
-Array<std::int64_t> permuted(std::uint64_t start, py::ssize_t count, std::uint64_t n, std::uint64_t seed,
-                             std::uint64_t stream) {
+Array<std::int64_t> permuted(std::uint64_t start, py::ssize_t count, std::uint64_t n, std::uint64_t seed, std::uint64_t stream) {
     if (count < 0 || n == 0) throw std::invalid_argument("permuted: count must be at least 0 and n at least 1");
     Array<std::int64_t> out(count);
     std::int64_t* rows = out.mutable_data();

@@ -88,6 +88,7 @@ def read(path: Path) -> Found:
     """The training images and labels of a CIFAR archive, packed or plain; fine labels for CIFAR-100."""
     batches: dict[str, dict[str, Any]] = {}
     names: tuple[str, ...] = ()
+    unpacked = 0
     try:
         with tarfile.open(path) as archive:
             for count, member in enumerate(archive):
@@ -95,6 +96,8 @@ def read(path: Path) -> Found:
                     raise InvalidData(f"{path} has more than {limits.ENTRIES} entries")
                 if not member.isfile() or not (TRAIN.fullmatch(member.name) or META.fullmatch(member.name)):
                     continue
+                unpacked += member.size
+                limits.check_ratio(f"{path}: the {unpacked} bytes up to {member.name}", unpacked, path.stat().st_size)
                 content = _unpickled(archive, member, path)
                 if TRAIN.fullmatch(member.name):
                     batches[member.name] = content

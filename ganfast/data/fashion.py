@@ -5,6 +5,7 @@ Checksums are of the unpacked IDX bytes, because distributors pack the published
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from ganfast.data import idx
 from ganfast.data.pictures import Found, Rows, Source, Stack
-from ganfast.errors import Damaged, NotFound
+from ganfast.errors import Damaged, NotFound, NotWritable
 
 CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
@@ -65,10 +66,17 @@ def _download(name: str, checksum: str, folder: Path) -> None:
         sound = False
     if not sound:
         raise Damaged(f"{URL}{name} does not have the published contents (SHA-256 {checksum} unpacked); nothing was stored")
-    folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{name}.tmp-{os.getpid()}"
-    with open(part, "wb") as file:
-        file.write(packed)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(packed)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, folder / name)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise NotWritable(
+            f"fashion-mnist cannot be stored in {folder} ({error.strerror}); set GANFAST_CACHE to a folder that can"
+        ) from None

@@ -85,10 +85,7 @@ def unpacked(path: Path) -> bytes:
             head += file.read(4 * head[3]) if len(head) == 4 and head.startswith(MAGIC) else b""
             shape = struct.unpack(f">{(len(head) - 4) // 4}I", head[4:]) if len(head) > 4 and len(head) % 4 == 0 else ()
             promised = math.prod(shape)
-            if promised > limits.TOTAL_BYTES:
-                raise InvalidData(
-                    f"{path}: the IDX header promises {promised} bytes, more than the limit of {limits.TOTAL_BYTES}"
-                )
+            limits.check_ratio(f"{path}: the {promised} bytes that the IDX header promises", promised, path.stat().st_size)
             return head + file.read(promised) + file.read(1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InvalidData(f"{path} is truncated or damaged: {error}") from None

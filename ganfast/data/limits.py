@@ -14,19 +14,27 @@ RATIO = 200  # unpacked over packed
 RATIO_FREE_BYTES = 16 << 20  # an entry below this may compress as well as it likes
 
 
-def check_zip(path: Path, archive: zipfile.ZipFile, entry_bytes: int = ENTRY_BYTES) -> None:
-    """Raises :class:`~ganfast.errors.InvalidData` if the directory of a zip archive promises too much, or it is encrypted."""
+def check_ratio(where: str, unpacked: int, packed: int) -> None:
+    """Raises :class:`~ganfast.errors.InvalidData` if ``packed`` bytes are said to hold suspiciously many ``unpacked`` ones."""
+    if unpacked > RATIO_FREE_BYTES and unpacked > RATIO * max(packed, 1):
+        raise InvalidData(f"{where} would be {unpacked // max(packed, 1)} times the packed size; the limit is {RATIO}")
+
+
+def check_zip(path: Path, archive: zipfile.ZipFile, *, of_arrays: bool = False) -> None:
+    """Raises :class:`~ganfast.errors.InvalidData` if the directory of a zip archive promises too much, or it is encrypted.
+
+    An archive ``of_arrays`` has few large entries, so that only their total is bounded.
+    """
     entries = archive.infolist()
     if len(entries) > ENTRIES:
         raise InvalidData(f"{path} has {len(entries)} entries; the limit is {ENTRIES}")
     for entry in entries:
+        where = f"{path}: {entry.filename}"
         if entry.flag_bits & 1:
-            raise InvalidData(f"{path}: {entry.filename} is encrypted; pass an archive without a password")
-        if entry.file_size > entry_bytes:
-            raise InvalidData(f"{path}: {entry.filename} unpacks to {entry.file_size} bytes; the limit is {entry_bytes}")
-        if entry.file_size > RATIO_FREE_BYTES and entry.file_size > RATIO * max(entry.compress_size, 1):
-            ratio = entry.file_size // max(entry.compress_size, 1)
-            raise InvalidData(f"{path}: {entry.filename} unpacks to {ratio} times its size; the limit is {RATIO}")
+            raise InvalidData(f"{where} is encrypted; pass an archive without a password")
+        if entry.file_size > ENTRY_BYTES and not of_arrays:
+            raise InvalidData(f"{where} unpacks to {entry.file_size} bytes; the limit is {ENTRY_BYTES}")
+        check_ratio(where, entry.file_size, entry.compress_size)
     total = sum(entry.file_size for entry in entries)
     if total > TOTAL_BYTES:
         raise InvalidData(f"{path} unpacks to {total} bytes; the limit is {TOTAL_BYTES}")

@@ -37,7 +37,7 @@ def read_npz(path: Path) -> Found | Dataset:
     """Images or points under a usual name or as the only array, labels likewise; see :func:`ganfast.data.arrays.from_array`."""
     try:
         with zipfile.ZipFile(path) as archive:
-            limits.check_zip(path, archive, entry_bytes=limits.TOTAL_BYTES)
+            limits.check_zip(path, archive, of_arrays=True)
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = _chosen(list(arrays.files), path)
             pixels = arrays[images]

@@ -80,15 +80,12 @@ def card() -> dict[str, Any]:
 
 
 def features(images: Images) -> Tensor:
-    """128 features of each image (n, H, W, 1 or 3) uint8, float32 on the images' device, in bounded memory.
-
-    Colour becomes luma (ITU-R BT.601, as Pillow's "L"), and any size 28 x 28 by bilinear interpolation with antialiasing.
-    """
+    """128 features of each image (n, H, W, 1 or 3) uint8, see :func:`prepared`; float32, on the images' device."""
     return _map(images, lambda network: network.trunk)
 
 
 def logits(images: Images) -> Tensor:
-    """Ten class logits of each image (n, H, W, 1 or 3) uint8, float32, prepared as for :func:`features`."""
+    """Ten class logits of each image (n, H, W, 1 or 3) uint8, see :func:`prepared`; float32, on the images' device."""
     return _map(images, lambda network: network)
 
 
@@ -138,14 +135,18 @@ def _map(images: Images, part: Callable[[FashionCNN], nn.Module]) -> Tensor:
     # each chunk is copied from an array: torch warns of read-only ones, and a data set's memory map is read piece by piece
     chunks = (tensor(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK))
     with torch.autocast(device.type, enabled=False):
-        return torch.cat([network(_prepared(chunk)) for chunk in chunks])
+        return torch.cat([network(prepared(chunk)) for chunk in chunks])
 
 
-def _prepared(pixels: Tensor) -> Tensor:
-    """uint8 (n, H, W, C) as the network's grey float images (n, 1, 28, 28)."""
+def prepared(pixels: Tensor) -> Tensor:
+    """Images (n, H, W, 1 or 3) uint8 as the network's input (n, 1, 28, 28) in [0, 1].
+
+    Colour becomes luma (ITU-R BT.601, as Pillow's "L"). Any other size is resized by bicubic interpolation with antialiasing,
+    which undoes an enlargement from 28 x 28 better than bilinear or area averages do: those blur a 32 x 32 picture.
+    """
     images = pixels.permute(0, 3, 1, 2).float() / 255
     if images.shape[1] == 3:
         images = (images * images.new_tensor(_LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
     if images.shape[2:] != (_SIZE, _SIZE):
-        images = interpolate(images, (_SIZE, _SIZE), mode="bilinear", antialias=True)
+        images = interpolate(images, (_SIZE, _SIZE), mode="bicubic", antialias=True).clamp(0, 1)
     return images

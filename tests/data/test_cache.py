@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from ganfast.data import cache as caching
-from ganfast.data import decode, open_dataset
+from ganfast.data import open_dataset
+from ganfast.data.pixels import fitted
 
 Write = Callable[..., Path]
 
@@ -30,8 +31,12 @@ def folder(tmp_path: Path, rng: np.random.Generator, write_png: Write) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Grows by one with every picture that is decoded."""
     seen: list[Any] = []
-    genuine = decode.fitted
-    monkeypatch.setattr(decode, "fitted", lambda image, look: seen.append(look) or genuine(image, look))
+
+    def counted(image: Any, look: Any) -> np.ndarray:
+        seen.append(look)
+        return fitted(image, look)
+
+    monkeypatch.setattr("ganfast.data.decode.fitted", counted)
     return seen
 
 

@@ -127,7 +127,7 @@ class TestCompiled:
     @pytest.mark.parametrize("bad", [-1, 3, 2**40])
     def test_an_index_out_of_bounds_is_refused(self, gather: object, bad: int) -> None:
         out = np.full((1, 1, 2, 2), 7, np.float32)
-        with pytest.raises(IndexError, match="outside 0 .. 2"):
+        with pytest.raises(IndexError, match=r"outside 0 \.\. 2"):
             gather(np.zeros((3, 2, 2, 1), np.uint8), np.array([bad]), np.zeros(1, bool), out, False)  # type: ignore[operator]
         assert (out == 7).all()
 
