@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ganfast._version import __version__ as __version__
+from ganfast.backends import backends as backends  # at once: the submodule of that name would hide it later
 
 if TYPE_CHECKING:
     from ganfast import data as data
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ganfast.api import Run as Run
     from ganfast.api import Trainer as Trainer
     from ganfast.api import train as train
-    from ganfast.backends import backends as backends
     from ganfast.errors import Error as Error
     from ganfast.nn.fuse import fuse as fuse
     from ganfast.nn.spectral_norm import spectral_norm_ as spectral_norm_
@@ -35,7 +35,6 @@ _HOMES = {
     "Recipe": "ganfast.recipe",
     "Run": "ganfast.api",
     "Trainer": "ganfast.api",
-    "backends": "ganfast.backends",
     "fuse": "ganfast.nn.fuse",
     "gradient_penalty": "ganfast.penalties",
     "r1_penalty": "ganfast.penalties",
@@ -45,7 +44,7 @@ _HOMES = {
 }
 _PACKAGES = ("data", "metrics", "recipes")
 
-__all__ = [*_HOMES, *_PACKAGES, "__version__"]
+__all__ = [*_HOMES, *_PACKAGES, "__version__", "backends"]
 
 
 def __getattr__(name: str) -> Any:

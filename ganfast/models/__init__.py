@@ -20,7 +20,10 @@ def _mlp(shape: SampleShape, latent_dim: int, width: int, norm: str) -> Pair:
             f"the mlp critic has no normalisation, got norm {norm!r}; use norm 'none' or a convolutional architecture"
         )
     depth = 2 if shape.size else 3  # points are learned from few features: one more layer stands in for the missing pixels
-    return mlp.Generator(shape, latent_dim, width, depth), mlp.Critic(shape, width, depth)
+    pair = mlp.Generator(shape, latent_dim, width, depth), mlp.Critic(shape, width, depth)
+    for network in pair:
+        mlp.initialise(network)
+    return pair
 
 
 def _dcgan(shape: SampleShape, latent_dim: int, width: int, norm: str) -> Pair:

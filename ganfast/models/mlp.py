@@ -86,3 +86,11 @@ class MaxoutCritic(nn.Module):
 def scores(head: Tensor) -> Tensor:
     """A head's outputs (N, 1) as scores (N,); several outputs stay (N, K)."""
     return head.squeeze(1) if head.shape[1] == 1 else head
+
+
+def initialise(module: nn.Module) -> None:
+    """He initialisation, zero biases (He et al. 2015, eq. 10): as in the toy experiments of Gulrajani et al. 2017."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)

@@ -65,7 +65,9 @@ def test_an_iteration_is_the_loop_of_the_paper() -> None:
     data = numbered(32)
     trainer = Trainer(recipe, data, batch=4, seed=3)
     G, D = by_hand.networks["G"], by_hand.networks["D"]
-    adam = {name: torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.5, 0.9), fused=True) for name, net in by_hand.networks.items()}
+    adam = {
+        name: torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.5, 0.9), fused=True) for name, net in by_hand.networks.items()
+    }
     for step in range(3):
         logs = trainer.step()
         for repeat in range(2):
@@ -103,7 +105,10 @@ def test_phases_repeat_rest_and_freeze() -> None:
     for _ in range(3):
         trainer.step()
     names = [name for name, _, _ in seen]
-    assert names == ["critic"] * 3 + ["lazy", "generator"] + ["critic"] * 3 + ["generator"] + ["critic"] * 3 + ["lazy", "generator"]
+    assert names == ["critic"] * 3 + ["lazy", "generator"] + ["critic"] * 3 + ["generator"] + ["critic"] * 3 + [
+        "lazy",
+        "generator",
+    ]
     for name, batch, grads in seen:
         assert set(grads.D) == {name != "generator"} and set(grads.G) == {name == "generator"}
         assert ("real" in batch) == (name == "critic") and batch.z.shape == (2, 3)
@@ -254,7 +259,9 @@ def test_labels_ask_for_classes() -> None:
 
 def test_translations_are_of_the_datas_pictures() -> None:
     rng = np.random.default_rng(0)
-    pair = Dataset("pair", {side: {side: rng.integers(0, 256, (n, 16, 16, 1), dtype=np.uint8)} for side, n in (("a", 9), ("b", 5))})
+    pair = Dataset(
+        "pair", {side: {side: rng.integers(0, 256, (n, 16, 16, 1), dtype=np.uint8)} for side, n in (("a", 9), ("b", 5))}
+    )
     trainer = Trainer(recipes.get("cyclegan", image_size=16, channels=1, width=4), pair)
     assert trainer.settings.batch == 1 and trainer.settings.decay == "linear"
     trainer.step()
@@ -281,7 +288,9 @@ def test_the_pull_on_samples_is_the_losss_gradient() -> None:
     trainer = Trainer(ganfast.Recipe(**{**recipe.__dict__, "networks": networks}), numbered(8), batch=2)
     positions, vectors = trainer.pull(5)
     assert positions.shape == vectors.shape == (5, 2)
-    assert vectors == pytest.approx(np.tile([3.0, -1.0], (5, 1)))  # the generator's loss is -E[D]: samples are pulled up the slope
+    assert vectors == pytest.approx(
+        np.tile([3.0, -1.0], (5, 1))
+    )  # the generator's loss is -E[D]: samples are pulled up the slope
     assert all(p.grad is None for p in trainer.networks.G.parameters())
     assert trainer.score(np.array([[1.0, 2.0]], np.float32)) == pytest.approx([1.0])
 

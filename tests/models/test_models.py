@@ -40,13 +40,17 @@ def test_points_need_an_mlp() -> None:
         models.pair("dcgan", SampleShape(2, 0), latent_dim=3)
 
 
-@pytest.mark.parametrize(("size", "hint"), [(30, "28 or 32"), (31, "28 or 32"), (36, "32 or 40"), (3, "8"), (7, "8"), (100, "96 or 112")])
+@pytest.mark.parametrize(
+    ("size", "hint"), [(30, "28 or 32"), (31, "28 or 32"), (36, "32 or 40"), (3, "8"), (7, "8"), (100, "96 or 112")]
+)
 def test_impossible_sizes_name_possible_ones(size: int, hint: str) -> None:
     with pytest.raises(InvalidValue, match=f"image size {size} .* can: {hint}"):
         SampleShape(1, size).doublings()
 
 
-@pytest.mark.parametrize(("size", "expected"), [(28, (7, 2)), (32, (4, 3)), (48, (6, 3)), (64, (4, 4)), (8, (4, 1)), (256, (4, 6))])
+@pytest.mark.parametrize(
+    ("size", "expected"), [(28, (7, 2)), (32, (4, 3)), (48, (6, 3)), (64, (4, 4)), (8, (4, 1)), (256, (4, 6))]
+)
 def test_sizes_double_up_from_a_small_map(size: int, expected: tuple[int, int]) -> None:
     assert SampleShape(3, size).doublings() == expected
 
@@ -70,7 +74,9 @@ def test_dcgan_follows_its_rules() -> None:
     assert sum(isinstance(m, nn.BatchNorm2d) for m in D.modules()) == 3
     assert isinstance(D.trunk[0], nn.Conv2d) and isinstance(D.trunk[1], nn.LeakyReLU)  # no batch norm on the critic's input
     assert {m.negative_slope for m in D.modules() if isinstance(m, nn.LeakyReLU)} == {0.2}
-    weights = torch.cat([m.weight.flatten() for m in (*G.modules(), *D.modules()) if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)])
+    weights = torch.cat(
+        [m.weight.flatten() for m in (*G.modules(), *D.modules()) if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+    )
     # over 200,000 weights: the standard error of the deviation is below 4e-5
     assert weights.std().item() == pytest.approx(0.02, abs=3e-4) and weights.mean().abs() < 3e-4
 
