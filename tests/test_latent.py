@@ -23,7 +23,7 @@ def test_truncation_draws_from_the_normal_cut_off() -> None:
     torch.manual_seed(0)
     z = Noise(2).sample(100_000, CPU, truncation=0.5)["z"]
     assert z.abs().max() <= 0.5
-    # variance of a normal truncated at +-0.5: 1 - 2 * 0.5 * pdf(0.5) / (2 cdf(0.5) - 1) = 0.0807; clipping instead would give 0.19
+    # a normal truncated at +-0.5 has variance 1 - 2 * 0.5 * pdf(0.5) / (2 cdf(0.5) - 1) = 0.0807; clipping would give 0.19
     assert z.var().item() == pytest.approx(0.0807, abs=0.002)
     with pytest.raises(InvalidValue, match="truncation above 0"):
         Noise(2).sample(1, CPU, truncation=0.0)

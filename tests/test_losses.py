@@ -1,4 +1,4 @@
-"""Each loss against the paper's formula written with probabilities in float64, and at the extremes where a naive form overflows."""
+"""Each loss against its paper's formula in float64 probabilities, and at the extremes where a naive form overflows."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ganfast.errors import Damaged, NotFound, NotWritable
@@ -34,21 +35,25 @@ class State:
 
 
 def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
-    """Write ``folder/step-N`` atomically and prune all but the newest ``keep``. Raises NotWritable with older saves untouched."""
+    """Write ``folder/step-N`` atomically and prune all but it and the ``keep`` - 1 before it.
+
+    Raises NotWritable with older saves untouched.
+    """
     from safetensors.torch import save as serialise
 
     final = folder / f"step-{step:08d}"
-    if final.exists():
-        try:
-            verify(final)
-            return final  # the same step of the same run is the same state
-        except Damaged:
-            shutil.rmtree(final)
     temporary = folder / f"{final.name}.tmp-{os.getpid()}"
     try:
+        if final.exists():
+            try:
+                verify(final)
+                return final  # the same step of the same run is the same state
+            except Damaged:
+                shutil.rmtree(final)
+        shutil.rmtree(temporary, ignore_errors=True)  # process numbers come round again
         temporary.mkdir(parents=True)
         files = {
-            TENSORS: serialise({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}),
+            TENSORS: serialise({name: _copy(tensor) for name, tensor in state.tensors.items()}),
             SCALARS: (json.dumps(state.scalars, indent=2) + "\n").encode(),
         }
         manifest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -58,7 +63,7 @@ def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
         os.rename(temporary, final)
         _sync(folder)
         _point(folder, final.name)
-        for old in saves(folder)[keep:]:
+        for old in [place for place in saves(folder) if _step(place) < step][keep - 1 :]:
             shutil.rmtree(old)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -69,7 +74,7 @@ def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
 def saves(folder: Path) -> list[Path]:
     """Every finished save, newest first."""
     found = [place for place in folder.glob("step-*") if place.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda place: int(place.name.removeprefix("step-")), reverse=True)
+    return sorted(found, key=_step, reverse=True)
 
 
 def load(folder: Path, *, warn: Callable[[str], None]) -> State:
@@ -85,15 +90,21 @@ def load(folder: Path, *, warn: Callable[[str], None]) -> State:
             return read(place)
         except Damaged as error:
             warn(f"{error}; falling back to the checkpoint before it")
+    if saves(folder)[:1] != found[:1]:
+        return load(folder, warn=warn)  # a run that is going on has saved and pruned meanwhile
     raise Damaged(f"every checkpoint in {folder} is damaged, the newest is {found[0].name}")
 
 
 def read(place: Path) -> State:
     """One save. Raises Damaged, naming the file."""
+    from safetensors import SafetensorError
     from safetensors.torch import load as deserialise
 
     files = verify(place)
-    return State(deserialise(files[TENSORS]), json.loads(files[SCALARS]))
+    try:
+        return State(deserialise(files[TENSORS]), json.loads(files[SCALARS]))
+    except (SafetensorError, ValueError) as error:
+        raise Damaged(f"{place} is damaged although its checksums fit: {error}") from None
 
 
 def verify(place: Path) -> dict[str, bytes]:
@@ -114,6 +125,13 @@ def verify(place: Path) -> dict[str, bytes]:
     return files
 
 
+def truncate_after(folder: Path, step: int) -> None:
+    """Forget the saves beyond ``step``: a run that went back to it goes on from there."""
+    for place in saves(folder):
+        if _step(place) > step:
+            shutil.rmtree(place)
+
+
 def sweep(folder: Path) -> None:
     """Remove what an interrupted save left behind."""
     for stale in folder.glob("*.tmp-*"):
@@ -121,6 +139,15 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(stale, ignore_errors=True)
         else:
             stale.unlink(missing_ok=True)
+
+
+def _step(place: Path) -> int:
+    return int(place.name.removeprefix("step-"))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """On the CPU, in rows, in memory of its own: safetensors refuses tied weights, which share theirs."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _write(place: Path, data: bytes) -> None:

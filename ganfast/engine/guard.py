@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ganfast.errors import NonFinite
 from ganfast.recipe import Named, Phase, Terms
 
-PATIENCE = 3  # passes in a row that may be skipped
+PATIENCE = 3  # passes in a row over the same networks; that many skipped are too many
 
 
 class Guard:
@@ -28,7 +28,7 @@ class Guard:
     def __init__(self, networks: Iterable[nn.Module], device: torch.device) -> None:
         self._buffers = [buffer for network in networks for buffer in network.buffers() if buffer.numel()]
         self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
-        self._in_a_row = torch.zeros((), dtype=torch.int32, device=device)
+        self._in_a_row: dict[tuple[int, ...], Tensor] = {}  # by what a pass updates: one phase's success is not another's
         self._longest = torch.zeros((), dtype=torch.int32, device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -41,8 +41,9 @@ class Guard:
     @torch.no_grad()
     def update(self, finite: Tensor, optimizers: list[torch.optim.Optimizer], constrain: Callable[[], None]) -> None:
         """Step ``optimizers`` and ``constrain`` the weights if ``finite`` (a bool scalar), otherwise put the buffers back."""
-        self._in_a_row.add_(1).mul_(~finite)
-        torch.maximum(self._longest, self._in_a_row, out=self._longest)
+        in_a_row = self._in_a_row.setdefault(tuple(map(id, optimizers)), torch.zeros_like(self._longest))
+        in_a_row.add_(1).mul_(~finite)
+        torch.maximum(self._longest, in_a_row, out=self._longest)
         self.skipped.add_(~finite)
         if finite.is_cuda and all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups):
             for optimizer in optimizers:
@@ -60,12 +61,12 @@ class Guard:
             self._put_back()
 
     def exhausted(self) -> bool:
-        """Whether :data:`PATIENCE` passes in a row were skipped since the last :meth:`reset`. Waits for the device."""
+        """Whether :data:`PATIENCE` passes in a row over the same networks were skipped since the last :meth:`reset`. Waits for the device."""
         return int(self._longest) >= PATIENCE
 
     def reset(self, skipped: int) -> None:
         """Forget what happened, but for the number of passes skipped."""
-        self._in_a_row.zero_()
+        self._in_a_row.clear()
         self._longest.zero_()
         self.skipped.fill_(skipped)
 

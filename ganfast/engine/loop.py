@@ -57,9 +57,10 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
             except NonFinite as error:
                 if rolled_back or folder is None or not trainer.has_checkpoint:
                     raise
-                rolled_back = True
+                reached, rolled_back = trainer.steps - 1, True
                 trainer.roll_back(bar.note)
-                folder.truncate_after(trainer.steps)
+                bar.rate.add((reached - trainer.steps) * unit)  # what is trained again counts again
+                keep(folder.truncate_after, trainer.steps)
                 bar.note(f"{error}; back to iteration {trainer.steps}, with other random draws")
                 continue
             step = trainer.steps

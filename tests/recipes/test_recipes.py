@@ -62,7 +62,7 @@ def test_recipes_on_points(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dcgan", "cyclegan"])
 def test_image_recipes_refuse_points(name: str) -> None:
-    with pytest.raises(InvalidValue, match="points|pixels"):
+    with pytest.raises(InvalidValue, match=r"points|pixels"):
         recipes.get(name, image_size=0, channels=2)
 
 
