@@ -170,15 +170,15 @@ EMOJI = next(iter(sorted(glob.glob("/usr/share/rubygems-integration/all/gems/gem
 
 EXPERIMENTS = {
     "wgan-gp-grid25": Experiment(
-        f"wgan-gp --data toy:grid25 --steps 16000 {WGAN_GP}", toy("grid25"), (("modes", ">=", 25), ("within 3 sigma", ">=", 0.9))
+        f"wgan-gp --data toy:grid25 --steps 20000 {WGAN_GP}", toy("grid25"), (("modes", ">=", 25), ("within 3 sigma", ">=", 0.9))
     ),
-    "gan-grid25": Experiment(f"gan --data toy:grid25 --steps 16000 {TOY}", toy("grid25")),
+    "gan-grid25": Experiment(f"gan --data toy:grid25 --steps 20000 {TOY}", toy("grid25")),
     "wgan-gp-ring8": Experiment(f"wgan-gp --data toy:ring8 --steps 6000 {WGAN_GP}", toy("ring8"), (("modes", ">=", 8),)),
     "gan-ring8": Experiment(f"gan --data toy:ring8 --steps 6000 {TOY}", toy("ring8")),
     "wgan-gp-swissroll": Experiment(f"wgan-gp --data toy:swissroll --steps 4000 {WGAN_GP}", drawn),
     "dcgan-fashion": Experiment(f"dcgan {FASHION} --steps 2800 --checkpoint-every 700", fashion_images, GOOD),
     "wgan-gp-fashion": Experiment(
-        f"wgan-gp {FASHION} --architecture dcgan --width 32 --lr 0.0002 --steps 2400 --checkpoint-every 600", fashion_images, GOOD
+        f"wgan-gp {FASHION} --architecture dcgan --width 32 --lr 0.0002 --steps 1600 --checkpoint-every 400", fashion_images, GOOD
     ),
     "sngan-fashion": Experiment(
         f"sngan {FASHION} --image-size 32 --architecture dcgan --width 32 --critic-steps 2 --steps 2800 --checkpoint-every 700",

@@ -20,9 +20,9 @@ from ganfast._version import __version__
 from ganfast.data import Dataset, open_dataset
 from ganfast.engine import checkpoint, loop, trainer
 from ganfast.engine.randomness import seeded
-from ganfast.engine.runfolder import RunFolder, read_config
+from ganfast.engine.runfolder import CONFIG, RunFolder, read_config
 from ganfast.engine.settings import Settings
-from ganfast.errors import InvalidType, InvalidValue, NotFound, near
+from ganfast.errors import Damaged, InvalidData, InvalidType, InvalidValue, NotFound, near
 from ganfast.recipe import Recipe
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -44,8 +44,7 @@ class Trainer(trainer.Trainer):
         named = isinstance(recipe, str)
         built = build(recipe, opened, seed=settings.get("seed", 0), **recipe_options) if isinstance(recipe, str) else recipe
         super().__init__(built, opened, out=None if out is None else Path(out), **settings)
-        source = os.fspath(data) if isinstance(data, str | os.PathLike) else None
-        self.config = {**_config(self, source, data_options, named), "given": _plain(options)}
+        self.config = {**_config(self, _source(data), data_options, named), "given": _plain(options)}
         self._folder = None if self.out is None else RunFolder.create(self.out, self.config)
 
     def run(self, steps: int) -> Run:
@@ -63,6 +62,7 @@ class Trainer(trainer.Trainer):
             commands = {"command": command(self.config, until), "resume": command(self.config, until, resume=True)}
             self.config = {**self.config, "steps": until, **commands}
             self._folder = RunFolder.create(self.out, self.config, resume=True)
+            checkpoint.truncate_after(self._checkpoints, self.steps)
             self._folder.truncate_after(self.steps)
             self.sweep()
             seconds = max((row.get("seconds", 0.0) for row in self._folder.rows()), default=0.0)
@@ -82,16 +82,17 @@ class Trainer(trainer.Trainer):
     ) -> Trainer:
         """The trainer of a run folder at its newest undamaged checkpoint, or at the checkpoint folder given.
 
-        ``recipe`` and ``data`` are needed only where the run was made from objects and not from names. ``options`` may repeat
-        what the run was made with; only device and intervals may differ. Raises NotFound where there is nothing to resume,
-        Damaged where no checkpoint is whole, InvalidValue for options that contradict the run.
+        A run that ended before its first checkpoint begins again, as ``warn`` is told. ``recipe`` and ``data`` are needed only
+        where the run was made from objects and not from names, or where the data have moved. ``options`` may repeat what the run
+        was made with; only device, intervals and ``keep`` may differ. Raises NotFound where there is nothing to resume, Damaged
+        where no checkpoint is whole, InvalidValue for options and InvalidData for data that contradict the run.
         """
         place = Path(path)
         one = place if (place / checkpoint.MANIFEST).exists() else None
         out = place.parent.parent if one else place
         if not out.is_dir():
             raise NotFound(f"nothing to resume: there is no folder {out}")
-        config = read_config(out)
+        config = _run_config(out)
         settings, data_options, recipe_options = _sorted(config["recipe"] if config["named"] else recipe, options)
         _agree(out, config, {**settings, **data_options, **recipe_options})
         if not config["named"] and recipe is None:
@@ -99,15 +100,21 @@ class Trainer(trainer.Trainer):
         if config["data"]["source"] is None and data is None:
             raise InvalidValue(f"{out} was trained on data given as an object: pass data= to resume it")
         opened = open_dataset(config["data"]["source"] if data is None else data, **config["data"]["options"])
+        if opened.digest != config["data"]["digest"]:
+            raise InvalidData(f"{out} was trained on {config['data']['name']!r}, and the contents of {opened.name!r} differ")
         engine = {**config["engine"], **{key: value for key, value in settings.items() if key in _FREE}}
-        built = recipes.get(config["recipe"], **config["options"]) if recipe is None else recipe
+        if recipe is None:
+            recipe = build(config["recipe"], opened, seed=config["engine"]["seed"], **config["options"])
         self = cls.__new__(cls)
-        trainer.Trainer.__init__(self, built, opened, out=out, **engine)
-        self.config, self._folder = {**config, "engine": engine}, RunFolder(out)
+        trainer.Trainer.__init__(self, recipe, opened, out=out, **engine)
+        described = {**config["data"], "source": _source(data) or config["data"]["source"]}
+        self.config, self._folder = {**config, "engine": engine, "data": described, "out": str(out)}, RunFolder(out)
         if one is not None:
             self.load(checkpoint.read(one))
-        else:
+        elif self.has_checkpoint:
             self.load_newest(warn)
+        else:
+            warn(f"{out} has no checkpoint yet: it begins again at iteration 0")
         return self
 
 
@@ -144,20 +151,16 @@ def train(
     if steps < 0:
         raise InvalidValue(f"train: expected steps of at least 0, got {steps}")
     if not resume:
-        if options.get("decay") == "linear" or (isinstance(recipe, str) and "decay" not in options):
-            options.setdefault("decay_steps", steps)
+        if options.get("decay") != "none" and not options.get("decay_steps"):
+            options["decay_steps"] = steps
         return Trainer(recipe, data, out=out, **options)._run_until(steps)
     if out is None:
         raise InvalidValue("resume: expected the run's folder as out")
-    named = isinstance(recipe, str)
-    trained = read_config(Path(out)) if Path(out).is_dir() else {}
-    if named and trained and trained.get("recipe") != recipe:
-        raise InvalidValue(f"{out} holds a run of {trained.get('recipe')!r}, not of {recipe!r}; choose another --out")
-    given = None if isinstance(data, str | os.PathLike) else data
-    if given is None and trained and trained["data"]["source"] != os.fspath(data):
-        raise InvalidValue(f"{out} was trained on {trained['data']['source']}, not on {data}; choose another --out")
-    resumed = Trainer.resume(out, recipe=None if isinstance(recipe, str) else recipe, data=given, **options)
-    return resumed._run_until(steps)
+    if not isinstance(recipe, str):
+        return Trainer.resume(out, recipe=recipe, data=data, **options)._run_until(steps)
+    if Path(out).is_dir() and (trained := _run_config(Path(out))["recipe"]) != recipe:
+        raise InvalidValue(f"{out} holds a run of {trained!r}, not of {recipe!r}; choose another --out")
+    return Trainer.resume(out, data=data, **options)._run_until(steps)
 
 
 def build(name: str, data: Dataset, *, seed: int = 0, **options: Any) -> Recipe:
@@ -238,10 +241,25 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _source(data: Any) -> str | None:
+    """What opens the data again, if it is a name or a path."""
+    return os.fspath(data) if isinstance(data, str | os.PathLike) else None
+
+
+def _run_config(out: Path) -> dict[str, Any]:
+    """config.json of a run that can go on. Raises NotFound or Damaged."""
+    config = read_config(out)
+    for key in ("recipe", "named", "options", "data", "engine", "given"):
+        if key not in config:
+            raise Damaged(f"{out / CONFIG} has no {key!r}: it is not the configuration of a run that can go on")
+    return config
+
+
 def _agree(out: Path, config: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    had = {**config["options"], **config["engine"], **config["data"]["options"]}
+    data = {"filter": "lanczos", **config["data"], **config["data"]["options"]}
+    had = {**data, **config["options"], **config["engine"]}
     for name, value in given.items():
-        if name not in _FREE and name in had and had[name] != value:
+        if name not in _FREE and had.get(name) != value and config["given"].get(name) != value:
             raise InvalidValue(
-                f"{name}: the run in {out} has {had[name]}, got {value}; a run that goes on keeps its configuration"
+                f"{name}: the run in {out} has {had.get(name)}, got {value}; a run that goes on keeps its configuration"
             )

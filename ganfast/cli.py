@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ganfast.errors import Error, InvalidValue, NonFinite, near
+from ganfast.errors import Error, InvalidValue, NonFinite, NotFound, near
 
 Group = tuple[str, list[click.Parameter]]
 
@@ -30,7 +30,14 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(records)
 
 
-class TrainCommands(click.Group):
+class HelpfulGroup(click.Group):
+    """A group that prints its help where nothing was asked of it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
+
+
+class TrainCommands(HelpfulGroup):
     """One command per recipe, built when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -53,7 +60,7 @@ class TrainCommands(click.Group):
             formatter.write_dl([(name, recipes.summary(name)) for name in recipes.names()])
 
 
-class Commands(click.Group):
+class Commands(HelpfulGroup):
     """The top level: a command that does not exist suggests the near one."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -167,6 +174,8 @@ def sample(run: str, n: int, out: str, labels: int | None, truncation: float | N
 
     write = export.writer(Path(out))
     trainer = api.Trainer.resume(run, device=device)
+    if not trainer.has_checkpoint:
+        raise NotFound(f"no checkpoint in {run}: train it first")
     write(trainer.sample(n, truncation=truncation, labels=labels, seed=seed))
     click.echo(f"{n} samples of {trainer.recipe.name}, iteration {trainer.steps}, in {out}")
 

@@ -39,29 +39,16 @@ def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
 
     Raises NotWritable with older saves untouched.
     """
-    from safetensors.torch import save as serialise
-
     final = folder / f"step-{step:08d}"
     temporary = folder / f"{final.name}.tmp-{os.getpid()}"
     try:
-        if final.exists():
-            try:
-                verify(final)
-                return final  # the same step of the same run is the same state
-            except Damaged:
-                shutil.rmtree(final)
-        shutil.rmtree(temporary, ignore_errors=True)  # process numbers come round again
-        temporary.mkdir(parents=True)
-        files = {
-            TENSORS: serialise({name: _copy(tensor) for name, tensor in state.tensors.items()}),
-            SCALARS: (json.dumps(state.scalars, indent=2) + "\n").encode(),
-        }
-        manifest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        for name, data in {**files, MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode()}.items():
-            _write(temporary / name, data)
-        _sync(temporary)
-        os.rename(temporary, final)
-        _sync(folder)
+        if not _whole(final):  # the same step of the same run is the same state
+            shutil.rmtree(final, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)  # process numbers come round again
+            temporary.mkdir(parents=True)
+            _write_all(temporary, state)
+            os.rename(temporary, final)
+            _sync(folder)
         _point(folder, final.name)
         for old in [place for place in saves(folder) if _step(place) < step][keep - 1 :]:
             shutil.rmtree(old)
@@ -139,6 +126,28 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(stale, ignore_errors=True)
         else:
             stale.unlink(missing_ok=True)
+
+
+def _whole(place: Path) -> bool:
+    try:
+        verify(place)
+    except Damaged:
+        return False
+    return True
+
+
+def _write_all(folder: Path, state: State) -> None:
+    """Every file of a save and the folder that names them, on the disk when this returns."""
+    from safetensors.torch import save as serialise
+
+    files = {
+        TENSORS: serialise({name: _copy(tensor) for name, tensor in state.tensors.items()}),
+        SCALARS: (json.dumps(state.scalars, indent=2) + "\n").encode(),
+    }
+    manifest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    for name, data in {**files, MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode()}.items():
+        _write(folder / name, data)
+    _sync(folder)
 
 
 def _step(place: Path) -> int:

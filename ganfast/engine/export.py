@@ -39,13 +39,20 @@ def writer(target: Path) -> Write:
         raise NotWritable(f"{target} is a folder that is not empty; choose another name")
     if target.is_file() and not target.suffix:
         raise NotWritable(f"{target} is a file; expected the name of a new folder")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NotWritable(f"cannot make the folder {target.parent}: {error.strerror}") from error
-    if not os.access(target.parent, os.W_OK):
-        raise NotWritable(f"cannot write to {target.parent}: permission denied")
-    return kinds[target.suffix]
+    nearest = next(place for place in target.absolute().parents if place.exists())
+    if not nearest.is_dir():
+        raise NotWritable(f"cannot write {target}: expected a folder, and {nearest} is a file")
+    if not os.access(nearest, os.W_OK):
+        raise NotWritable(f"cannot write to {nearest}: permission denied")
+
+    def write(samples: NDArray[Any]) -> None:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NotWritable(f"cannot make the folder {target.parent}: {error.strerror}") from error
+        kinds[target.suffix](samples)
+
+    return write
 
 
 def _png(samples: NDArray[Any]) -> bytes:
@@ -58,6 +65,7 @@ def _folder(target: Path, samples: NDArray[Any]) -> None:
 
     if samples.ndim != 4:
         raise InvalidValue(f"{target}: points are no pictures; write them to a name ending in .npy, .npz or .png")
+    target = target.absolute()  # a name to write beside, also where target is "."
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         temporary.mkdir()

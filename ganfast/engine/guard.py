@@ -61,7 +61,10 @@ class Guard:
             self._put_back()
 
     def exhausted(self) -> bool:
-        """Whether :data:`PATIENCE` passes in a row over the same networks were skipped since the last :meth:`reset`. Waits for the device."""
+        """Whether :data:`PATIENCE` passes in a row over the same networks were skipped since the last :meth:`reset`.
+
+        Waits for the device.
+        """
         return int(self._longest) >= PATIENCE
 
     def reset(self, skipped: int) -> None:

@@ -27,6 +27,15 @@ def collect(modules: Mapping[str, Modules], optimizers: Optimizers) -> dict[str,
 
 def restore(tensors: Mapping[str, Tensor], modules: Mapping[str, Modules], optimizers: Optimizers) -> None:
     """The inverse of :func:`collect`. Raises Damaged, before anything is changed, if names or shapes differ."""
+    shapes = {
+        f"optimizers.{name}.{index}": tuple(parameter.shape)
+        for name, optimizer in optimizers.items()
+        for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"])
+    }
+    for key, value in tensors.items():
+        owner, shape = key.rpartition(".")[0], tuple(value.shape)
+        if key.startswith("optimizers.") and shape not in ((), shapes.get(owner, "none")):
+            raise Damaged(f"the checkpoint does not fit the optimizers: {key} of shape {shape} belongs to no parameter")
     wanted = {key: tuple(value.shape) for key, value in collect(modules, {}).items()}
     given = {key: tuple(value.shape) for key, value in tensors.items() if not key.startswith("optimizers.")}
     for key in sorted(wanted.keys() | given.keys()):

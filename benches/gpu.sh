@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Everything that a machine with a GPU should run, in one go and under ten minutes. Figures and logs go to $OUT (results/ unless set).
+# Needs torch with CUDA, pybind11, ninja and pytest; installs ganfast from this checkout without touching them.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export OUT="${OUT:-results}" PYTHONUNBUFFERED=1
+mkdir -p "$OUT"
+status=0
+
+echo "== build"
+python3 -m pip install --quiet --no-build-isolation --no-deps --editable . 2>&1 | tail -n 5 || status=1
+python3 -m ganfast doctor --verbose | tee "$OUT/doctor.txt" || status=1
+
+echo "== tests on the GPU"
+python3 -m pytest tests/gpu -q 2>&1 | tee "$OUT/gpu-tests.txt" || status=1
+
+echo "== every recipe, images per second"
+python3 benches/recipes.py --device cuda --out "$OUT/recipes.csv" || status=1
+exit $status

@@ -1,0 +1,88 @@
+"""The engine on a GPU: as on a CPU, exact on resuming, and without waiting for the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ganfast
+from ganfast import recipes
+from ganfast.data import Dataset
+
+pytestmark = pytest.mark.tier(5)
+
+FUSED = [name for name in recipes.names() if name != "wgan"]  # RMSprop has no fused form that skips on the device
+
+
+def data(name: str) -> Dataset:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, 32, 32, 1), dtype=np.uint8)
+    if name == "cyclegan":
+        return Dataset("pair", {"a": {"a": images[:40]}, "b": {"b": images[40:]}})
+    return Dataset("noise", {"real": {"real": images, "labels": np.arange(64) % 4}})
+
+
+def trainer(name: str, out: Path | None = None, **options: object) -> ganfast.Trainer:
+    return ganfast.Trainer(name, data(name), batch=4, width=8, out=out, **options)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_two_runs_and_a_resumed_one_are_equal(name: str, tmp_path: Path) -> None:
+    straight, stopped = trainer(name, tmp_path / "a", device="cuda"), trainer(name, tmp_path / "b", device="cuda")
+    for _ in range(4):
+        straight.step()
+    for _ in range(2):
+        stopped.step()
+    resumed = ganfast.Trainer.resume(stopped.save(), data=data(name))
+    for _ in range(2):
+        resumed.step()
+    for network, module in straight.networks.items():
+        for key, value in module.state_dict().items():
+            assert torch.equal(value, resumed.networks[network].state_dict()[key]), f"{network}.{key}"
+
+
+@pytest.mark.parametrize("name", ["gan", "dcgan", "wgan-gp", "sngan"])
+def test_the_first_losses_are_the_cpus(name: str) -> None:
+    """Data and weights agree; noise does not, because the two devices' generators differ: the real side's terms are compared."""
+    cpu, gpu = trainer(name, device="cpu"), trainer(name, device="cuda", precision="fp32")
+    ours, theirs = gpu.step()["D(real)"], cpu.step()["D(real)"]
+    # one critic update at most lies between the weights of the two: float32 convolutions differ by 1e-5 relative at these sizes
+    assert ours.item() == pytest.approx(theirs.item(), rel=5e-2, abs=5e-2)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_step_never_waits_for_the_device(name: str) -> None:
+    training = trainer(name, device="cuda")
+    for _ in range(3):
+        training.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_an_update_that_is_not_finite_is_skipped_on_the_device(name: str) -> None:
+    training = trainer(name, device="cuda")
+    training.step()
+    network = training.recipe.phases[0].updates[0]
+    parameter = next(training.networks[network].parameters())
+    before = {key: value.clone() for key, value in training.networks[network].state_dict().items()}
+    handle = parameter.register_hook(lambda gradient: gradient * torch.nan)
+    training.step()
+    handle.remove()
+    torch.cuda.synchronize()
+    assert training.skipped >= 1
+    after = training.networks[network].state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before if "running" not in key and "num_batches" not in key)
+
+
+def test_bf16_is_the_default_and_trains() -> None:
+    training = trainer("wgan-gp", device="cuda")
+    assert training.precision == torch.bfloat16
+    assert all(value.isfinite() for value in training.step().values())
+    assert training.sample(3).shape == (3, 32, 32, 1)
