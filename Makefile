@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # the demo's command line, and where it leaves its run
 DEMO_OUT  ?= runs/demo
-DEMO_ARGS ?= dcgan --data fashion-mnist-10k
+DEMO_ARGS ?= dcgan --data fashion-mnist-10k --steps 1200
 
 # What an installed copy depends on: an edited Python file needs no new install, these do.
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
@@ -28,10 +28,10 @@ help:
 	@echo "PYTHON=python3.12 chooses the Python, 3.11 or newer"
 
 demo: $(VENV)/.installed
-	$(BIN)/ganfast train $(DEMO_ARGS) --out $(DEMO_OUT)
+	$(BIN)/ganfast train $(DEMO_ARGS) --out $(DEMO_OUT) $(if $(wildcard $(DEMO_OUT)/config.json),--resume)
 	@echo
 	@echo "Open $(DEMO_OUT)/report.html: samples, the training as an animation, loss curves."
-	@echo "The pictures are in $(DEMO_OUT)/samples; once more: make demo DEMO_OUT=runs/another"
+	@echo "The pictures are in $(DEMO_OUT)/samples; from the start once more: make demo DEMO_OUT=runs/another"
 
 test: lint pytest
 

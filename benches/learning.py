@@ -31,7 +31,7 @@ from scipy.optimize import linear_sum_assignment
 import ganfast
 from ganfast import metrics
 from ganfast.data import modes, open_dataset, sigma
-from ganfast.engine import draw
+from ganfast.engine import film
 from ganfast.engine.runfolder import read_config, read_rows, sample_pictures
 from ganfast.engine.samples import to_uint8
 from ganfast.latent import Codes
@@ -269,7 +269,7 @@ def record(name: str, experiment: Experiment, run: Path, figures: Figures, misse
     RESULTS.mkdir(parents=True, exist_ok=True)
     FIGURES.write_text(json.dumps({key: known[key] for key in EXPERIMENTS if key in known}, indent=2) + "\n")
     PICTURES.mkdir(exist_ok=True)
-    last = draw.load(sample_pictures(run)[-1])
+    last = film.load(sample_pictures(run)[-1])
     last.thumbnail((560, 560), Image.Resampling.LANCZOS)
     last.save(PICTURES / f"{name}.webp", quality=80, method=6)
 

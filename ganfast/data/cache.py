@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ganfast.data import digest
 from ganfast.data.dataset import Dataset
 from ganfast.errors import Damaged
+from ganfast.files import sync_folder
 
 FORMAT = 1
 MANIFEST = "entry.json"
@@ -72,14 +73,14 @@ class Entry:
         temporary.mkdir()
         try:
             _write_manifest(temporary, make(temporary))
-            _sync(temporary)
+            sync_folder(temporary)
             try:
                 os.replace(temporary, self.path)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 # Another process finished first; its entry has the same key and so the same contents.
-            _sync(self.parent)
+            sync_folder(self.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return _load(self.path)
@@ -155,11 +156,3 @@ def _load(path: Path) -> Dataset:
 
 def _checksum(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganfast.engine import draw
-from ganfast.engine.runfolder import write_atomically
 from ganfast.errors import InvalidValue, NotWritable
+from ganfast.files import write_atomically
 
 Write = Callable[[NDArray[Any]], None]
 

@@ -110,7 +110,7 @@ def diagnose(networks: Named, phase: Phase, loss: Callable[[], Terms]) -> dict[s
             hook.remove()
     values = {**terms.minimise, **terms.watch}
     found = {
-        "terms": {name: str(float(value)) for name, value in values.items() if not value.isfinite()},
+        "terms": {name: str(value.item()) for name, value in values.items() if not value.isfinite()},
         "layer": layers[0] if layers else None,
         "gradients": _not_finite(networks, phase.updates, lambda parameter: parameter.grad),
         "parameters": _not_finite(networks, networks, lambda parameter: parameter),

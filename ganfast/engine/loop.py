@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ganfast.engine.progress import Progress
+from ganfast.engine.report import write_report
 from ganfast.engine.runfolder import RunFolder
 from ganfast.engine.signals import Interrupts
 from ganfast.engine.trainer import Trainer
@@ -82,7 +83,8 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
         if folder is not None:
             if interrupts.requested:
                 keep(trainer.save)
-            keep(folder.finish)
+            folder.close()
+            keep(write_report, folder.path)
         return interrupts.requested
 
 

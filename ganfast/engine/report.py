@@ -13,8 +13,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ganfast.engine import draw
+from ganfast.engine import draw, film
 from ganfast.engine import runfolder as run
+from ganfast.files import write_atomically
 
 SLIDES = 24
 SLIDE_BYTES = 120_000
@@ -31,9 +32,9 @@ def write_report(folder: Path) -> Path:
     """
     config, rows, samples = run.read_config(folder), run.read_rows(folder), run.sample_pictures(folder)
     title = f"{config.get('recipe', 'run')} on {_section(config, 'data').get('name', 'data')}"
-    run.write_atomically(folder / run.CURVES, run.png(draw.curves(rows, title=title)))
+    write_atomically(folder / run.CURVES, run.png(draw.curves(rows, title=title)))
     if samples:
-        draw.animation(samples, folder / run.ANIMATION)
+        film.animation(samples, folder / run.ANIMATION)
     page = Template((files("ganfast.engine") / "report_template.html").read_text("utf-8")).substitute(
         title=escape(title),
         header=_header(title, config, rows),
@@ -42,7 +43,7 @@ def write_report(folder: Path) -> Path:
         commands=_commands(config),
         settings=_settings(config),
     )
-    run.write_atomically(folder / run.REPORT, page.encode())
+    write_atomically(folder / run.REPORT, page.encode())
     return folder / run.REPORT
 
 
@@ -92,10 +93,10 @@ def _pictures(folder: Path, samples: Sequence[Path]) -> str:
     curves = _card("Curves", "", f'<img src="{_png(folder / run.CURVES)}" alt="loss curves">')
     if not samples:
         return curves
-    chosen = draw.spread(samples, SLIDES)
+    chosen = film.spread(samples, SLIDES)
     slides = [{"step": run.step_of(place), "picture": _webp(place, SLIDE_BYTES, 640)} for place in chosen]
     step, top = f"step {slides[-1]['step']:,}", len(slides) - 1
-    film = base64.b64encode((folder / run.ANIMATION).read_bytes()).decode()
+    moving = base64.b64encode((folder / run.ANIMATION).read_bytes()).decode()
     scrub = (
         f'<img id="slide" src="{slides[-1]["picture"]}" alt="samples at {step}">\n'
         f'<div class="scrub" hidden><input type="range" min="0" max="{top}" value="{top}" aria-label="step">'
@@ -106,8 +107,8 @@ def _pictures(folder: Path, samples: Sequence[Path]) -> str:
     pair = [
         _card(
             "The run as a film",
-            f"{min(len(samples), draw.FRAMES)} frames",
-            f'<img src="data:image/webp;base64,{film}" alt="samples over time">',
+            f"{min(len(samples), film.FRAMES)} frames",
+            f'<img src="data:image/webp;base64,{moving}" alt="samples over time">',
         ),
         _card("Step by step", f"{len(slides)} of {len(samples)} pictures", scrub),
     ]
@@ -157,9 +158,9 @@ def _png(picture: Path) -> str:
 
 
 def _webp(picture: Path, budget: int, most: int) -> str:
-    image = draw.load(picture)
+    image = film.load(picture)
     image.thumbnail((most, most))
-    return f"data:image/webp;base64,{base64.b64encode(draw.webp([image], budget)).decode()}"
+    return f"data:image/webp;base64,{base64.b64encode(film.webp([image], budget)).decode()}"
 
 
 def _seconds(rows: Rows) -> float:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from ganfast.errors import Damaged, InvalidType, InvalidValue, NotFound, NotWritable
+from ganfast.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,13 +108,6 @@ class RunFolder:
         self._send({"samples": image}, step)
         return target
 
-    def finish(self) -> Path:
-        """Close the logs and draw curves.png, training.webp and report.html. Returns the report's path."""
-        from ganfast.engine.report import write_report
-
-        self.close()
-        return write_report(self.path)
-
     def close(self) -> None:
         """Flush and close TensorBoard's events; everything else is on disk already."""
         if self._events is not None:
@@ -183,22 +177,6 @@ def png(image: Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
-
-
-def write_atomically(target: Path, data: bytes) -> None:
-    """Write a file so that its name holds the old or the new content, whole, whatever happens. Raises NotWritable."""
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    try:
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise NotWritable(f"cannot write {target}: {error.strerror}") from error
 
 
 def _refuse_used(folder: Path) -> None:

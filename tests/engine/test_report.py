@@ -102,6 +102,11 @@ def a_run(folder: Path, steps: int = 40, every: int = 100, samples: int = 40, **
     return run
 
 
+def finish(run: RunFolder) -> Path:
+    run.close()
+    return write_report(run.path)
+
+
 def test_the_page_says_what_the_run_was(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     run.append({"step": 4001, "metric/FD[cnn]": 12.345678})
@@ -139,7 +144,7 @@ def test_kimg_is_the_last_one_logged(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
-    a_run(tmp_path).finish()
+    finish(a_run(tmp_path))
     page = Page(tmp_path)
     for tag, attributes in page.tags:
         for name in ("src", "href", "data", "action", "srcset", "poster"):
@@ -155,7 +160,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
 
 
 def test_pictures_inside_are_the_runs(tmp_path: Path) -> None:
-    a_run(tmp_path).finish()
+    finish(a_run(tmp_path))
     last, film, slide, curves = (opened(image["src"]) for image in Page(tmp_path).images())
     assert np.asarray(last.convert("RGB"))[20, 30].tolist() == [240, 0, 0]
     assert (len(list(ImageSequence.Iterator(film))), film.size) == (40, (60, 45))
@@ -165,7 +170,7 @@ def test_pictures_inside_are_the_runs(tmp_path: Path) -> None:
 
 
 def test_the_slider_holds_at_most_24_pictures_with_both_ends(tmp_path: Path) -> None:
-    a_run(tmp_path).finish()
+    finish(a_run(tmp_path))
     page = Page(tmp_path)
     slides = page.slides()
     assert len(slides) == SLIDES == 24
@@ -178,7 +183,7 @@ def test_the_slider_holds_at_most_24_pictures_with_both_ends(tmp_path: Path) -> 
 
 
 def test_without_a_script_the_last_picture_shows_and_the_slider_hides(tmp_path: Path) -> None:
-    a_run(tmp_path).finish()
+    finish(a_run(tmp_path))
     page = Page(tmp_path)
     assert next(image["src"] for image in page.images() if image.get("id") == "slide") == page.slides()[-1]["picture"]
     assert any(attributes.get("class") == "scrub" and "hidden" in attributes for _, attributes in page.tags)
@@ -198,7 +203,7 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     }
     run = a_run(tmp_path, steps=3, **hostile)
     run.append({"step": 4000, f"metric/{HOSTILE}": 1.0, f"{HOSTILE}/x": 2.0})
-    run.finish()
+    finish(run)
     page = Page(tmp_path)
     assert sum(tag == "script" for tag, _ in page.tags) == 2
     assert all((image["src"] or "").startswith("data:") for image in page.images())
@@ -247,7 +252,7 @@ def test_large_noisy_samples_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     for step in range(3):
         run.save_sample(step, Image.fromarray(np.random.default_rng(step).integers(0, 256, (900, 1100, 3), dtype=np.uint8)))
     assert (tmp_path / "samples" / "step-00000002.png").stat().st_size > 2_000_000
-    run.finish()
+    finish(run)
     page = Page(tmp_path)
     sizes = {slide["step"]: len(slide["picture"]) * 3 / 4 for slide in page.slides()}
     assert max(sizes.values()) <= report.SLIDE_BYTES + 60
@@ -267,7 +272,7 @@ def test_what_is_no_run_gets_no_page(tmp_path: Path) -> None:
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    a_run(tmp_path, steps=2).finish()
+    finish(a_run(tmp_path, steps=2))
     before = (tmp_path / "report.html").read_bytes()
     (tmp_path / "training.webp").unlink()
     (tmp_path / "training.webp").mkdir()

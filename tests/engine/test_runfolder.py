@@ -17,8 +17,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ganfast.engine import runfolder
-from ganfast.engine.runfolder import RunFolder, read_config, read_rows, sample_pictures, write_atomically
+from ganfast.engine.runfolder import RunFolder, read_config, read_rows, sample_pictures
 from ganfast.errors import Damaged, InvalidType, InvalidValue, NotFound, NotWritable
+from ganfast.files import write_atomically
 
 CONFIG = {"recipe": "r", "engine": {"batch": 64, "seed": 0, "decay": None}, "steps": 10}
 
@@ -308,11 +309,3 @@ def test_a_failing_tensorboard_is_given_up_once_and_loses_no_row(run: RunFolder,
         run.append({"step": 1, "critic/loss": 1.0})
     run.append({"step": 2, "critic/loss": 1.0})
     assert [row["step"] for row in run.rows()] == [1, 2]
-
-
-def test_finishing_leaves_curves_a_film_and_a_report(run: RunFolder) -> None:
-    for step in (1, 2):
-        run.append({"step": step, "critic/loss": 1.0})
-        run.save_sample(step, picture(step * 100))
-    assert run.finish() == run.path / "report.html"
-    assert set(names(run.path)) >= {"curves.png", "training.webp", "report.html"}
