@@ -72,7 +72,7 @@ def fashion_images(run: Path) -> Figures:
     """Classes, and Frechet distance of 5,000 samples to the 10,000 images at each checkpoint and before any training."""
     real = fashion.fashion_statistics(open_dataset("fashion-mnist-10k").groups["real"]["real"])
     config = read_config(run)
-    fresh = ganfast.Trainer(config["recipe"], config["data"]["source"], **config["data"]["options"], **_options(config))
+    fresh = ganfast.Trainer(config["recipe"], config["data"]["source"], **config["given"])
     untrained = fashion.fashion_frechet(fresh.sample(5_000, seed=1), real)
     course = {}
     for place in sorted((run / "checkpoints").glob("step-????????")):
@@ -147,6 +147,8 @@ def drawn(run: Path) -> Figures:
     return {}
 
 
+FILMS = ("dcgan-fashion", "wgan-gp-grid25", "gan-grid25")  # shown in the README
+
 PREFACE = """
 # What each recipe learns
 
@@ -186,7 +188,9 @@ EXPERIMENTS = {
         GOOD,
     ),
     "cgan-fashion": Experiment(
-        f"cgan {FASHION} --steps 2800 --checkpoint-every 700", asked_labels, (("agreement", ">=", 0.85), ("classes", ">=", 10))
+        f"cgan {FASHION} --latent-dim 32 --steps 4000 --checkpoint-every 1000",
+        asked_labels,
+        (("agreement", ">=", 0.85), ("classes", ">=", 10)),
     ),
     "infogan-fashion": Experiment(f"infogan {FASHION} --steps 2800 --checkpoint-every 700", code_to_class),
     "cyclegan-edges": Experiment(
@@ -272,6 +276,8 @@ def record(name: str, experiment: Experiment, run: Path, figures: Figures, misse
     last = film.load(sample_pictures(run)[-1])
     last.thumbnail((560, 560), Image.Resampling.LANCZOS)
     last.save(PICTURES / f"{name}.webp", quality=80, method=6)
+    if name in FILMS:
+        film.animation(sample_pictures(run), PICTURES / f"{name}-film.webp", budget=600_000)
 
 
 def write_page() -> None:
@@ -288,10 +294,6 @@ def write_page() -> None:
         lines += [f"- {row['seconds']} s on {row['device']}, torch {row['torch']}, {row['date']}, commit {row['commit']}", ""]
         lines += [f"![{name}](pictures/{name}.webp)", ""]
     (RESULTS / "learning.md").write_text("\n".join(lines).rstrip() + "\n")
-
-
-def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in {**config["options"], **config["engine"]}.items() if key not in ("classes",)}
 
 
 if __name__ == "__main__":

@@ -77,15 +77,17 @@ class Trainer(trainer.Trainer):
         *,
         recipe: Recipe | None = None,
         data: Any = None,
+        begin_again: bool = False,
         warn: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
         **options: Any,
     ) -> Trainer:
         """The trainer of a run folder at its newest undamaged checkpoint, or at the checkpoint folder given.
 
-        A run that ended before its first checkpoint begins again, as ``warn`` is told. ``recipe`` and ``data`` are needed only
-        where the run was made from objects and not from names, or where the data have moved. ``options`` may repeat what the run
-        was made with; only device, intervals and ``keep`` may differ. Raises NotFound where there is nothing to resume, Damaged
-        where no checkpoint is whole, InvalidValue for options and InvalidData for data that contradict the run.
+        ``recipe`` and ``data`` are needed only where the run was made from objects and not from names, or where the data have
+        moved. A run that ended before its first checkpoint may ``begin_again``, as ``warn`` is then told. ``options`` may
+        repeat what the run was made with; only device, intervals and ``keep`` may differ. Raises NotFound where there is
+        nothing to resume, Damaged where no checkpoint is whole, InvalidValue for options and InvalidData for data that
+        contradict the run.
         """
         place = Path(path)
         one = place if (place / checkpoint.MANIFEST).exists() else None
@@ -111,10 +113,10 @@ class Trainer(trainer.Trainer):
         self.config, self._folder = {**config, "engine": engine, "data": described, "out": str(out)}, RunFolder(out)
         if one is not None:
             self.load(checkpoint.read(one))
-        elif self.has_checkpoint:
-            self.load_newest(warn)
-        else:
+        elif begin_again and not self.has_checkpoint:
             warn(f"{out} has no checkpoint yet: it begins again at iteration 0")
+        else:
+            self.load_newest(warn)
         return self
 
 
@@ -157,10 +159,10 @@ def train(
     if out is None:
         raise InvalidValue("resume: expected the run's folder as out")
     if not isinstance(recipe, str):
-        return Trainer.resume(out, recipe=recipe, data=data, **options)._run_until(steps)
+        return Trainer.resume(out, recipe=recipe, data=data, begin_again=True, **options)._run_until(steps)
     if Path(out).is_dir() and (trained := _run_config(Path(out))["recipe"]) != recipe:
         raise InvalidValue(f"{out} holds a run of {trained!r}, not of {recipe!r}; choose another --out")
-    return Trainer.resume(out, data=data, **options)._run_until(steps)
+    return Trainer.resume(out, data=data, begin_again=True, **options)._run_until(steps)
 
 
 def build(name: str, data: Dataset, *, seed: int = 0, **options: Any) -> Recipe:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ganfast.errors import Error, InvalidValue, NonFinite, NotFound, near
+from ganfast.errors import Error, InvalidValue, NonFinite, near
 
 Group = tuple[str, list[click.Parameter]]
 
@@ -40,6 +40,11 @@ class HelpfulGroup(click.Group):
 class TrainCommands(HelpfulGroup):
     """One command per recipe, built when it is asked for."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            raise InvalidValue(f"expected a recipe before {args[0]}: ganfast train RECIPE --data X --out DIR")
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         from ganfast import recipes
 
@@ -49,8 +54,6 @@ class TrainCommands(HelpfulGroup):
         return train_command(name)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0].startswith("-"):
-            raise InvalidValue(f"expected a recipe before {args[0]}: ganfast train RECIPE --data X --out DIR")
         return args[0], self.get_command(ctx, args[0]), args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -174,8 +177,6 @@ def sample(run: str, n: int, out: str, labels: int | None, truncation: float | N
 
     write = export.writer(Path(out))
     trainer = api.Trainer.resume(run, device=device)
-    if not trainer.has_checkpoint:
-        raise NotFound(f"no checkpoint in {run}: train it first")
     write(trainer.sample(n, truncation=truncation, labels=labels, seed=seed))
     click.echo(f"{n} samples of {trainer.recipe.name}, iteration {trainer.steps}, in {out}")
 

@@ -56,11 +56,11 @@ def jobs_of(recipe: str) -> list[Job]:
 
 
 def jobs_at_random() -> list[Job]:
-    """Each is killed at one call of a Python or C function, picked from all that the whole run makes: in steps, in saves, before."""
+    """Each is killed at one call of a Python or C function, picked from those of a whole run: in steps, in saves, before."""
     straight = {"name": "random-straight", "arguments": arguments("wgan", "random-straight", every=1), "count": True}
     rng = random.Random(0)
     killed = {"arguments": arguments("wgan", "random-killed", every=1), "resume": True}
-    moments = [rng.uniform(0.01, 0.6) for _ in range(KILLS)]
+    moments = [rng.uniform(0.2, 0.7) for _ in range(KILLS)]
     kills = [{**killed, "name": f"random-{k}", "kill": ["random-straight", at]} for k, at in enumerate(moments)]
     return [straight, *kills, {**killed, "name": "random-resumed"}]
 
@@ -107,12 +107,17 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in found]
 
 
+def facts(state: checkpoint.State) -> dict[str, Any]:
+    """All but what the user asked for: a run that goes on asks for the device and precision that "auto" has become."""
+    return {key: value for key, value in state.scalars.items() if key != "settings"}
+
+
 def same(run: Path, other: Path) -> None:
     """Both runs have, to the last bit, the same state at the end, and the same log but for times, and the same pictures."""
     states = [checkpoint.load(folder / "checkpoints", warn=pytest.fail) for folder in (run, other)]
-    assert states[0].scalars == states[1].scalars and states[0].scalars["step"] == STEPS
+    assert facts(states[0]) == facts(states[1]) and states[0].scalars["step"] == STEPS
     assert states[0].tensors.keys() == states[1].tensors.keys()
-    for name, tensor in states[0].tensors.items():
+    for name in states[0].tensors:
         mine, theirs = (state.tensors[name].reshape(-1).view(torch.uint8) for state in states)
         assert torch.equal(mine, theirs), name
     assert rows(run) == rows(other) and [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))
@@ -138,7 +143,7 @@ def test_the_runs_differ_where_they_should(place: Path) -> None:
     assert all(torch.equal(value, wgan[1].tensors[name]) for name, value in wgan[0].tensors.items())  # intervals change nothing
     older = checkpoint.read(checkpoint.saves(place / "wgan-straight" / "checkpoints")[1])
     moved = {name.split(".")[1] for name, value in older.tensors.items() if not torch.equal(value, wgan[0].tensors[name])}
-    assert moved == {"G", "D"}
+    assert moved >= {"G", "D"}
 
 
 def test_killed_at_random_moments(place: Path) -> None:
@@ -171,11 +176,11 @@ def test_a_second_interrupt_leaves_at_once(place: Path) -> None:
 def _serve() -> None:
     import importlib
 
-    for module in ("ganfast.api", "ganfast.cli", "ganfast.engine.draw", "torch.utils.tensorboard", "PIL.PngImagePlugin"):
+    for module in ("ganfast.api", "ganfast.cli", "ganfast.engine.draw", "torch.utils.tensorboard", "torch._dynamo", "PIL.Image"):
         importlib.import_module(module)
-    from ganfast.engine.runfolder import RunFolder
+    from ganfast.engine import loop
 
-    RunFolder.finish = RunFolder.close  # type: ignore[method-assign,assignment]  # the report has its own tests and is slow
+    vars(loop)["write_report"] = lambda folder: folder  # the report has its own tests and is slow
     torch.set_num_threads(1)
     done = {}
     for job in json.loads(Path("jobs.json").read_text()):

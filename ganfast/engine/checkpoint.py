@@ -71,7 +71,7 @@ def load(folder: Path, *, warn: Callable[[str], None]) -> State:
     """
     found = saves(folder)
     if not found:
-        raise NotFound(f"no checkpoint in {folder}: nothing to resume; train without --resume first")
+        raise NotFound(f"there is no checkpoint in {folder} yet")
     for place in found:
         try:
             return read(place)

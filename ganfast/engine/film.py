@@ -21,11 +21,11 @@ FILM = 640  # pixels of a film's longer side
 ANIMATION_BYTES = 3_000_000
 
 
-def animation(frames: Sequence[Path], out: Path, *, seconds: float = 8) -> Path:
+def animation(frames: Sequence[Path], out: Path, *, seconds: float = 8, budget: int = ANIMATION_BYTES) -> Path:
     """The pictures of a run as one looping film of about ``seconds``, its last frame held; a bar along the bottom shows the time.
 
     Animated WebP: every browser plays it and code hosts show it in a README like any picture, in full colour and at about a tenth
-    of a GIF's bytes. At most 60 frames, evenly picked, first and last among them, and 3 MB.
+    of a GIF's bytes. At most 60 frames, evenly picked, first and last among them, and ``budget`` bytes.
     """
     from PIL import Image, ImageDraw
 
@@ -44,7 +44,7 @@ def animation(frames: Sequence[Path], out: Path, *, seconds: float = 8) -> Path:
     hold = min(2.0, seconds / 3)
     each = round(1000 * (seconds - hold) / max(1, len(pictures) - 1))
     durations = [min(each, 1000)] * (len(pictures) - 1) + [round(1000 * hold)]
-    write_atomically(out, webp(pictures, ANIMATION_BYTES, durations))
+    write_atomically(out, webp(pictures, budget, durations))
     return out
 
 

@@ -209,9 +209,9 @@ def test_one_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
 
 
 def test_everything_damaged_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="nothing to resume"):
+    with pytest.raises(NotFound, match="there is no checkpoint in"):
         checkpoint.load(tmp_path / "absent", warn=print)
-    with pytest.raises(NotFound, match="nothing to resume"):
+    with pytest.raises(NotFound, match="there is no checkpoint in"):
         checkpoint.load(tmp_path, warn=print)
     told: list[str] = []
     for step in (1, 2):
