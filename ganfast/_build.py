@@ -31,6 +31,10 @@ def host_status() -> tuple[bool, str]:
     return True, ", ".join(f"{name} {value}" for name, value in info.items())
 
 
-if __name__ == "__main__":
+def in_one_line() -> str:
     built, detail = host_status()
-    print(f"ganfast: C++ built ({detail})" if built else f"ganfast: C++ not built ({detail}); pure Python does its work, slower")
+    return f"ganfast: C++ built ({detail})" if built else f"ganfast: C++ not built ({detail}); pure Python does its work, slower"
+
+
+if __name__ == "__main__":
+    print(in_one_line())

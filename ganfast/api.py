@@ -20,7 +20,7 @@ from ganfast._version import __version__
 from ganfast.data import Dataset, open_dataset
 from ganfast.engine import checkpoint, loop, trainer
 from ganfast.engine.randomness import seeded
-from ganfast.engine.runfolder import CONFIG, RunFolder, read_config
+from ganfast.engine.runfolder import CONFIG, RunFolder, locked, read_config
 from ganfast.engine.settings import Settings
 from ganfast.errors import Damaged, InvalidData, InvalidType, InvalidValue, NotFound, near
 from ganfast.recipe import Recipe
@@ -57,8 +57,12 @@ class Trainer(trainer.Trainer):
         return self._run_until(self.steps + steps)
 
     def _run_until(self, until: int) -> Run:
-        seconds = 0.0
-        if self.out is not None:
+        if self.settings.decay != "none" and not self.settings.decay_steps:
+            self.settings = dataclasses.replace(self.settings, decay_steps=until)
+            self.config = {**self.config, "engine": {**self.config["engine"], "decay_steps": until}}
+        if self.out is None:
+            return Run(self, None, self.steps, [], loop.run(self, until))
+        with locked(self.out):
             commands = {"command": command(self.config, until), "resume": command(self.config, until, resume=True)}
             self.config = {**self.config, "steps": until, **commands}
             self._folder = RunFolder.create(self.out, self.config, resume=True)
@@ -66,9 +70,8 @@ class Trainer(trainer.Trainer):
             self._folder.truncate_after(self.steps)
             self.sweep()
             seconds = max((row.get("seconds", 0.0) for row in self._folder.rows()), default=0.0)
-        interrupted = loop.run(self, until, self._folder, seconds=seconds)
-        rows = [] if self._folder is None else self._folder.rows()
-        return Run(self, self.out, self.steps, rows, interrupted)
+            interrupted = loop.run(self, until, self._folder, seconds=seconds)
+            return Run(self, self.out, self.steps, self._folder.rows(), interrupted)
 
     @classmethod
     def resume(
@@ -153,8 +156,6 @@ def train(
     if steps < 0:
         raise InvalidValue(f"train: expected steps of at least 0, got {steps}")
     if not resume:
-        if options.get("decay") != "none" and not options.get("decay_steps"):
-            options["decay_steps"] = steps
         return Trainer(recipe, data, out=out, **options)._run_until(steps)
     if out is None:
         raise InvalidValue("resume: expected the run's folder as out")

@@ -120,6 +120,8 @@ def train_command(name: str) -> click.Command:
             show_default=True,
         ),
     ]
+    if "classes" in recipes.options(name):
+        data.append(click.Option(["--classes"], type=int, help="number of labels; the data's own unless given"))
     recipe: list[click.Parameter] = [_option(o.name, o.type, o.choices, o.default, o.help) for o in own]
     engine: list[click.Parameter] = []
     for field in dataclasses.fields(Settings):
@@ -143,8 +145,11 @@ def train_command(name: str) -> click.Command:
 
 
 def _train(name: str, data: str, out: str, steps: int, resume: bool, given: dict[str, Any]) -> None:
-    from ganfast import api
+    from ganfast import _build, api
+    from ganfast.data import host
 
+    if not host.AVAILABLE:
+        click.echo(_build.in_one_line(), err=True)
     options = {key: value for key, value in given.items() if key not in ("data", "out", "steps", "resume")}
     run = api.train(name, data, steps=steps, out=out, resume=resume, **options)
     if run.interrupted:

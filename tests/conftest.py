@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the networks here are tiny: threads only wait for each other, for seconds on a busy machine
+os.environ["OMP_NUM_THREADS"] = "1"  # the same in the commands that tests start
 
 TIERS = {1: "reference", 2: "C++", 3: "Triton interpreted", 4: "compile-only", 5: "real GPU"}
 

@@ -16,6 +16,7 @@ import torch
 import ganfast
 from ganfast import api, cli, recipes
 from ganfast.engine import checkpoint, loop
+from ganfast.engine.runfolder import locked
 from ganfast.errors import Damaged, InvalidData, InvalidType, InvalidValue, NotFound, NotWritable
 
 SMALL: dict[str, Any] = {"width": 4, "batch": 4}
@@ -361,3 +362,12 @@ def test_more_refusals(tmp_path: Path, data: Path) -> None:
 
 def test_a_command_is_told_only_where_there_is_one(images: Any) -> None:
     assert api.command(ganfast.Trainer("dcgan", images, **SMALL).config, 3) == ""
+
+
+def test_two_trainers_do_not_share_a_folder(tmp_path: Path, data: Path) -> None:
+    first = ganfast.Trainer("dcgan", data, out=tmp_path / "run", **SMALL)
+    first.run(1)
+    second = ganfast.Trainer.resume(tmp_path / "run")
+    with locked(tmp_path / "run"), pytest.raises(NotWritable, match="another process is training in"):
+        second.run(1)
+    assert second.run(1).steps == 2  # let go of with the block

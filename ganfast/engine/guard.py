@@ -28,7 +28,7 @@ class Guard:
     def __init__(self, networks: Iterable[nn.Module], device: torch.device) -> None:
         self._buffers = [buffer for network in networks for buffer in network.buffers() if buffer.numel()]
         self._kept = [torch.empty_like(buffer) for buffer in self._buffers]
-        self._in_a_row: dict[tuple[int, ...], Tensor] = {}  # by what a pass updates: one phase's success is not another's
+        self._in_a_row: dict[str, Tensor] = {}  # by phase: one phase's success is not another's
         self._longest = torch.zeros((), dtype=torch.int32, device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -39,9 +39,9 @@ class Guard:
             torch._foreach_copy_(self._kept, self._buffers)
 
     @torch.no_grad()
-    def update(self, finite: Tensor, optimizers: list[torch.optim.Optimizer], constrain: Callable[[], None]) -> None:
+    def update(self, phase: str, finite: Tensor, optimizers: list[torch.optim.Optimizer], constrain: Callable[[], None]) -> None:
         """Step ``optimizers`` and ``constrain`` the weights if ``finite`` (a bool scalar), otherwise put the buffers back."""
-        in_a_row = self._in_a_row.setdefault(tuple(map(id, optimizers)), torch.zeros_like(self._longest))
+        in_a_row = self._in_a_row.setdefault(phase, torch.zeros_like(self._longest))
         in_a_row.add_(1).mul_(~finite)
         torch.maximum(self._longest, in_a_row, out=self._longest)
         self.skipped.add_(~finite)
@@ -61,7 +61,7 @@ class Guard:
             self._put_back()
 
     def exhausted(self) -> bool:
-        """Whether :data:`PATIENCE` passes in a row over the same networks were skipped since the last :meth:`reset`.
+        """Whether :data:`PATIENCE` passes in a row of one phase were skipped since the last :meth:`reset`.
 
         Waits for the device.
         """

@@ -9,11 +9,13 @@ curves.png, training.webp, report.html
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +132,20 @@ class RunFolder:
         except OSError as error:
             self._events, self._events_wanted = None, False
             raise NotWritable(f"{self.path / EVENTS}: TensorBoard events stop at step {step}: {error.strerror}") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in ``folder``; the system lets go of it when this one ends, however it ends.
+
+    Raises NotWritable where another process is training there.
+    """
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NotWritable(f"another process is training in {folder}: wait for it, or choose another --out") from None
+        yield
 
 
 def read_config(folder: Path) -> dict[str, Any]:

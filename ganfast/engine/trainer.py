@@ -20,7 +20,8 @@ from ganfast.engine.ema import MovingAverage
 from ganfast.engine.randomness import borrowed, mix
 from ganfast.engine.samples import Samples
 from ganfast.engine.settings import Settings, resolve_device, resolve_precision
-from ganfast.errors import Damaged, InvalidData, InvalidValue, NonFinite
+from ganfast.errors import Damaged, InvalidData, InvalidValue, NonFinite, NotWritable
+from ganfast.files import write_atomically
 from ganfast.recipe import Named, Phase, Recipe, Terms
 
 _LATE = 100  # iterations between looks at a GPU's finiteness flag
@@ -104,7 +105,7 @@ class Trainer:
         stepping = [self._optimizers[name] for name in phase.updates]
         for optimizer in stepping:
             optimizers.set_factor(optimizer, optimizers.decayed(self.settings.decay, self.steps, self.settings.decay_steps))
-        self._guard.update(norm.isfinite(), stepping, lambda: phase.after(self._trained) if phase.after else None)
+        self._guard.update(phase.name, norm.isfinite(), stepping, lambda: phase.after(self._trained) if phase.after else None)
         return {**logs, f"{phase.name}/grad_norm": norm}
 
     def _loss(self, phase: Phase, counter: tuple[int, int, int], micro: int, reading: int, draws: list[torch.Generator]) -> Terms:
@@ -151,11 +152,14 @@ class Trainer:
             for index, phase in enumerate(self.recipe.phases):
                 for repeat in range(phase.repeat if step % phase.every == 0 else 0):
                     self.freeze_all_but(phase.updates)
-                    again = functools.partial(self._loss, phase, (step, index, repeat), 0, reading, draws)
-                    findings = findings or guard.diagnose(self._trained, phase, again)
+                    for micro in range(self.settings.accumulate):
+                        again = functools.partial(self._loss, phase, (step, index, repeat), micro, reading, draws)
+                        findings = findings or guard.diagnose(self._trained, phase, again)
                     reading += bool(phase.reads)
         if self.out is not None and findings:
-            (self.out / "nonfinite.json").write_text(json.dumps({"step": step, **findings}, indent=2) + "\n")
+            with contextlib.suppress(NotWritable):  # the error below says the gist of it
+                text = json.dumps({"step": step, **findings}, indent=2) + "\n"
+                write_atomically(self.out / "nonfinite.json", text.encode())
         self.freeze_all_but(self._trained)
         return guard.error(findings, step)
 

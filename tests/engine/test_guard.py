@@ -273,9 +273,9 @@ def test_constraints_wait_for_a_step_that_counts() -> None:
     network(torch.ones(1, 2)).sum().backward()
     weight = network.weight.clone()
     watch.keep()
-    watch.update(torch.tensor(False), [sgd], lambda: calls.append(0))
+    watch.update("critic", torch.tensor(False), [sgd], lambda: calls.append(0))
     assert calls == [] and torch.equal(network.weight, weight)
-    watch.update(torch.tensor(True), [sgd], lambda: calls.append(1))
+    watch.update("critic", torch.tensor(True), [sgd], lambda: calls.append(1))
     assert calls == [1] and torch.allclose(network.weight, weight - 0.1)
     assert int(watch.skipped) == 1 and not watch.exhausted()
 
