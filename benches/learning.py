@@ -198,7 +198,7 @@ EXPERIMENTS = {
         cycle_error,
         (("cycle error, last over first", "<=", 0.5),),
     ),
-    "dcgan-emoji": Experiment(f"dcgan --data {EMOJI} --width 32 --steps 1500 --seed 0", drawn),
+    "dcgan-emoji": Experiment(f"dcgan --data {EMOJI} --width 32 --steps 800 --seed 0", drawn),
 }
 
 
