@@ -27,6 +27,7 @@ from ganfast.recipe import Recipe
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 DATA_OPTIONS = ("image_size", "channels", "filter")  # how the data are opened; the recipe takes its size and channels from them
+STEPS = 2000  # iterations of a run whose length nobody gave
 _FREE = ("device", "keep", "log_every", "tick_every", "checkpoint_every")  # may differ when a run goes on
 
 
@@ -39,6 +40,8 @@ class Trainer(trainer.Trainer):
     """
 
     def __init__(self, recipe: str | Recipe, data: Any, *, out: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        if out is not None and not os.fspath(out):
+            raise InvalidValue("out: expected the name of a folder, got an empty one")
         settings, data_options, recipe_options = _sorted(recipe, options)
         opened = open_dataset(data, **data_options)
         named = isinstance(recipe, str)
@@ -57,6 +60,16 @@ class Trainer(trainer.Trainer):
         return self._run_until(self.steps + steps)
 
     def _run_until(self, until: int) -> Run:
+        if until < self.steps:
+            raise InvalidValue(
+                f"the run in {self.out} is at iteration {self.steps} already: expected steps of at least that, got {until}"
+            )
+        end = self.settings.decay_steps if self.settings.decay != "none" else 0
+        if end and until > max(end, self.steps):
+            raise InvalidValue(
+                f"step sizes reach zero at iteration {end}, so nothing is learned from there to {until}: "
+                f"train anew with decay_steps={until}, or with decay='none'"
+            )
         if self.settings.decay != "none" and not self.settings.decay_steps:
             self.settings = dataclasses.replace(self.settings, decay_steps=until)
             self.config = {**self.config, "engine": {**self.config["engine"], "decay_steps": until}}
@@ -81,16 +94,17 @@ class Trainer(trainer.Trainer):
         recipe: Recipe | None = None,
         data: Any = None,
         begin_again: bool = False,
+        training: bool = True,
         warn: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
         **options: Any,
     ) -> Trainer:
         """The trainer of a run folder at its newest undamaged checkpoint, or at the checkpoint folder given.
 
         ``recipe`` and ``data`` are needed only where the run was made from objects and not from names, or where the data have
-        moved. A run that ended before its first checkpoint may ``begin_again``, as ``warn`` is then told. ``options`` may
-        repeat what the run was made with; only device, intervals and ``keep`` may differ. Raises NotFound where there is
-        nothing to resume, Damaged where no checkpoint is whole, InvalidValue for options and InvalidData for data that
-        contradict the run.
+        moved; without ``training``, for samples alone, a recipe that makes them from noise needs no data at all. A run that
+        ended before its first checkpoint may ``begin_again``, as ``warn`` is then told. ``options`` may repeat what the run was
+        made with; only device, intervals and ``keep`` may differ. Raises NotFound where there is nothing to resume, Damaged
+        where no checkpoint is whole, InvalidValue for options and InvalidData for data that contradict the run.
         """
         place = Path(path)
         one = place if (place / checkpoint.MANIFEST).exists() else None
@@ -102,14 +116,18 @@ class Trainer(trainer.Trainer):
         _agree(out, config, {**settings, **data_options, **recipe_options})
         if not config["named"] and recipe is None:
             raise InvalidValue(f"{out} was trained with a recipe object {config['recipe']!r}: pass recipe= to resume it")
-        if config["data"]["source"] is None and data is None:
+        if config["data"]["source"] is None and data is None and training:
             raise InvalidValue(f"{out} was trained on data given as an object: pass data= to resume it")
-        opened = open_dataset(config["data"]["source"] if data is None else data, **config["data"]["options"])
-        if opened.digest != config["data"]["digest"]:
+        if recipe is None:
+            with seeded(torch.device("cpu"), config["engine"]["seed"]):
+                recipe = recipes.get(config["recipe"], **config["options"])
+        if not training and not recipe.sample_reads:
+            opened = _stand_in(config["data"], recipe)
+        else:
+            opened = open_dataset(config["data"]["source"] if data is None else data, **config["data"]["options"])
+        if training and opened.digest != config["data"]["digest"]:
             raise InvalidData(f"{out} was trained on {config['data']['name']!r}, and the contents of {opened.name!r} differ")
         engine = {**config["engine"], **{key: value for key, value in settings.items() if key in _FREE}}
-        if recipe is None:
-            recipe = build(config["recipe"], opened, seed=config["engine"]["seed"], **config["options"])
         self = cls.__new__(cls)
         trainer.Trainer.__init__(self, recipe, opened, out=out, **engine)
         described = {**config["data"], "source": _source(data) or config["data"]["source"]}
@@ -143,27 +161,27 @@ def train(
     recipe: str | Recipe,
     data: Any,
     *,
-    steps: int,
+    steps: int | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     **options: Any,
 ) -> Run:
-    """Train ``recipe`` on ``data`` up to iteration ``steps`` and leave a run folder in ``out``.
+    """Train ``recipe`` on ``data`` up to iteration ``steps`` (2,000 unless given) and leave a run folder in ``out``.
 
-    ``options`` are those of :class:`Trainer`. ``resume`` goes on with the run in ``out``. See :class:`Trainer` for what is
-    raised.
+    ``options`` are those of :class:`Trainer`. ``resume`` goes on with the run in ``out``, to its own length unless given. See
+    :class:`Trainer` for what is raised.
     """
-    if steps < 0:
+    if steps is not None and steps < 0:
         raise InvalidValue(f"train: expected steps of at least 0, got {steps}")
     if not resume:
-        return Trainer(recipe, data, out=out, **options)._run_until(steps)
+        return Trainer(recipe, data, out=out, **options)._run_until(STEPS if steps is None else steps)
     if out is None:
         raise InvalidValue("resume: expected the run's folder as out")
-    if not isinstance(recipe, str):
-        return Trainer.resume(out, recipe=recipe, data=data, begin_again=True, **options)._run_until(steps)
-    if Path(out).is_dir() and (trained := _run_config(Path(out))["recipe"]) != recipe:
+    if isinstance(recipe, str) and Path(out).is_dir() and (trained := _run_config(Path(out))["recipe"]) != recipe:
         raise InvalidValue(f"{out} holds a run of {trained!r}, not of {recipe!r}; choose another --out")
-    return Trainer.resume(out, data=data, begin_again=True, **options)._run_until(steps)
+    own = None if isinstance(recipe, str) else recipe
+    resumed = Trainer.resume(out, recipe=own, data=data, begin_again=True, **options)
+    return resumed._run_until(resumed.config.get("steps", STEPS) if steps is None else steps)
 
 
 def build(name: str, data: Dataset, *, seed: int = 0, **options: Any) -> Recipe:
@@ -174,6 +192,8 @@ def build(name: str, data: Dataset, *, seed: int = 0, **options: Any) -> Recipe:
     facts: dict[str, Any] = {"image_size": data.image_size, "channels": data.channels or data.points}
     if data.classes:
         facts["classes"] = data.classes
+        if options.get("classes", data.classes) < data.classes:
+            raise InvalidValue(f"classes: data {data.name!r} has {data.classes}, got {options['classes']}")
     with seeded(torch.device("cpu"), seed):
         return recipes.get(name, **{**facts, **options})
 
@@ -195,7 +215,9 @@ def command(config: Mapping[str, Any], steps: int, *, resume: bool = False) -> s
     ]
     if resume:
         return shlex.join([*words, "--resume"])
-    for name, value in config["given"].items():
+    decay_steps = config["engine"]["decay_steps"]
+    given = config["given"] | ({"decay_steps": decay_steps} if decay_steps not in (0, steps) else {})
+    for name, value in given.items():
         flag = name.replace("_", "-")
         words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return shlex.join(words)
@@ -245,8 +267,18 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _source(data: Any) -> str | None:
-    """What opens the data again, if it is a name or a path."""
-    return os.fspath(data) if isinstance(data, str | os.PathLike) else None
+    """What opens the data again from anywhere, if it is a name or a path."""
+    if not isinstance(data, str | os.PathLike):
+        return None
+    return os.path.abspath(data) if os.path.exists(data) else os.fspath(data)
+
+
+def _stand_in(described: Mapping[str, Any], recipe: Recipe) -> Dataset:
+    """A data set of one empty row, shaped as the one that a configuration describes."""
+    size, channels, points = (described[key] for key in ("image_size", "channels", "points"))
+    row = numpy.zeros((1, size, size, channels), numpy.uint8) if size else numpy.zeros((1, points), numpy.float32)
+    fields = {name: numpy.zeros(1, numpy.int64) if name == "labels" else row for name in recipe.reads}
+    return Dataset(described["name"], {"real": fields})
 
 
 def _run_config(out: Path) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def ganfast() -> None:
     """Train GANs fast. Start with: ganfast train dcgan --data fashion-mnist-10k --out runs/first"""
 
 
-@ganfast.group(cls=TrainCommands, subcommand_metavar="RECIPE [OPTIONS]")
+@ganfast.group(cls=TrainCommands, subcommand_metavar="RECIPE [OPTIONS]", short_help="Train a recipe on images or points.")
 def train() -> None:
     """Train a recipe on images or points and leave a run folder with pictures, logs, checkpoints and a report.
 
@@ -98,15 +98,14 @@ def train_command(name: str) -> click.Command:
         click.Option(
             ["--data"],
             required=True,
-            help="a name (fashion-mnist-10k, fashion-mnist, toy:grid25, ...) or a path: folder, zip, npz, IDX, CIFAR",
+            help="fashion-mnist-10k, fashion-mnist, toy:ring8, toy:grid25, toy:swissroll, "
+            "or a path: folder, zip, npz, npy, IDX, CIFAR",
         ),
         click.Option(["--out"], required=True, help="the run's folder; must not hold a run yet, unless --resume"),
         click.Option(
             ["--steps"],
             type=int,
-            default=2000,
-            show_default=True,
-            help="iterations to train to, counted from the start of the run",
+            help="iterations to train to, counted from the start of the run  [default: 2000; with --resume the run's own]",
         ),
         click.Option(["--resume"], is_flag=True, help="go on from the newest good checkpoint in --out"),
     ]
@@ -127,7 +126,8 @@ def train_command(name: str) -> click.Command:
     for field in dataclasses.fields(Settings):
         hint, text = hints[field.name].__args__[0], hints[field.name].__metadata__[0]
         choices = typing.get_args(hint)
-        engine.append(_option(field.name, str if choices else hint, choices, field.default, text))
+        default = recipes.defaults(name).get(field.name, field.default)
+        engine.append(_option(field.name, str if choices else hint, choices, default, text))
 
     def callback(**values: Any) -> None:
         context = click.get_current_context()
@@ -144,7 +144,7 @@ def train_command(name: str) -> click.Command:
     return GroupedCommand(name, groups, callback, paragraphs)
 
 
-def _train(name: str, data: str, out: str, steps: int, resume: bool, given: dict[str, Any]) -> None:
+def _train(name: str, data: str, out: str, steps: int | None, resume: bool, given: dict[str, Any]) -> None:
     from ganfast import _build, api
     from ganfast.data import host
 
@@ -153,7 +153,7 @@ def _train(name: str, data: str, out: str, steps: int, resume: bool, given: dict
     options = {key: value for key, value in given.items() if key not in ("data", "out", "steps", "resume")}
     run = api.train(name, data, steps=steps, out=out, resume=resume, **options)
     if run.interrupted:
-        go_on = api.command(run.trainer.config, steps, resume=True)
+        go_on = run.trainer.config["resume"]
         click.echo(f"stopped by {run.interrupted} at iteration {run.steps}; go on with: {go_on}")
     else:
         click.echo(f"{run.steps} iterations; everything is in {run.report}")
@@ -167,21 +167,21 @@ def _option(name: str, kind: type, choices: Iterable[Any], default: Any, text: s
     return click.Option([flag], type=click.Choice(choices) if choices else kind, default=default, show_default=True, help=text)
 
 
-@ganfast.command()
+@ganfast.command(short_help="Make samples from a run.")
 @click.argument("run")
 @click.option("--n", default=64, show_default=True, type=click.IntRange(min=1), help="how many")
 @click.option("--out", required=True, help="a .png (one grid), a .npy or .npz (the array), or a folder (one PNG each)")
 @click.option("--labels", type=int, help="the class to make, for label-conditional recipes")
 @click.option("--truncation", type=float, help="limit of the noise; smaller is safer and less varied")
 @click.option("--seed", type=int, default=0, show_default=True, help="another seed makes other samples")
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto takes a GPU where there is one; cpu, cuda, cuda:1")
 def sample(run: str, n: int, out: str, labels: int | None, truncation: float | None, seed: int, device: str) -> None:
     """Make samples from a RUN folder's newest checkpoint, or from one checkpoint's folder."""
     from ganfast import api
     from ganfast.engine import export
 
     write = export.writer(Path(out))
-    trainer = api.Trainer.resume(run, device=device)
+    trainer = api.Trainer.resume(run, device=device, training=False)
     write(trainer.sample(n, truncation=truncation, labels=labels, seed=seed))
     click.echo(f"{n} samples of {trainer.recipe.name}, iteration {trainer.steps}, in {out}")
 

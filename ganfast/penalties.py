@@ -16,11 +16,12 @@ Everything refused is an :class:`~ganfast.errors.InvalidValue` or :class:`~ganfa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ganfast.errors import InvalidType, InvalidValue, near
 
@@ -89,16 +90,15 @@ def _input_gradient(critic: Critic, point: Tensor, weight: float) -> Tensor:
     """The gradient (N, D) of the critic's output by each sample of ``point``, in float32 at least, differentiable again."""
     if not weight >= 0:
         raise InvalidValue(f"expected a penalty weight >= 0, got {weight}")
-    for module in _modules_of(critic):
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            raise InvalidValue(
-                f"the critic has {type(module).__name__} in training mode: batch statistics make every output depend on every "
-                "sample, so a slope per sample does not exist; use LayerNorm, InstanceNorm, spectral norm or none"
-            )
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         point = point.requires_grad_()
-        output = critic(point)
+        # every module call is looked at, so it does not matter what kind of function holds the critic
+        watch = register_module_forward_pre_hook(_refuse_batch_norm)
+        try:
+            output = critic(point)
+        finally:
+            watch.remove()
         _check_output(output, point.shape[0])
         # autocast would round the second derivative's products again: they follow the dtypes that the forward pass chose
         with torch.autocast(point.device.type, enabled=False):
@@ -106,12 +106,12 @@ def _input_gradient(critic: Critic, point: Tensor, weight: float) -> Tensor:
             return grad.flatten(1).to(torch.promote_types(grad.dtype, torch.float32))
 
 
-def _modules_of(critic: Critic) -> Iterator[nn.Module]:
-    """Every module in the critic, be it a module, a bound method or partial of one, or a function that closes over one."""
-    cells = [cell.cell_contents for cell in getattr(critic, "__closure__", None) or ()]
-    for holder in (critic, getattr(critic, "__self__", None), getattr(critic, "func", None), *cells):
-        if isinstance(holder, nn.Module):
-            yield from holder.modules()
+def _refuse_batch_norm(module: nn.Module, inputs: object) -> None:
+    if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        raise InvalidValue(
+            f"the critic has {type(module).__name__} in training mode: batch statistics make every output depend on every "
+            "sample, so a slope per sample does not exist; use LayerNorm, InstanceNorm, spectral norm or none"
+        )
 
 
 def _check_samples(side: str, samples: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ganfast.errors import InvalidType, InvalidValue
+from ganfast.errors import InvalidType, InvalidValue, near
 
 
 class Named(dict[str, Any]):
@@ -38,6 +38,14 @@ class Terms:
     def total(self) -> Tensor:
         return torch.stack([term.float() for term in self.minimise.values()]).sum()
 
+    def __post_init__(self) -> None:
+        if not self.minimise:
+            raise InvalidValue("a phase's loss returned no term to minimise")
+        for name, value in {**self.minimise, **self.watch}.items():
+            if not isinstance(value, Tensor) or value.dim():
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise InvalidType(f"expected every term of a phase's loss to be a scalar tensor, got {name!r} of {got}")
+
     @staticmethod
     def of(value: Terms | Mapping[str, Tensor] | Tensor) -> Terms:
         """A bare tensor is one term called ``loss``; a mapping is all terms and nothing watched."""
@@ -45,7 +53,7 @@ class Terms:
             return value
         if isinstance(value, Tensor):
             return Terms({"loss": value})
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             return Terms(value)
         raise InvalidType(f"expected a phase's loss to return Terms, a mapping of scalars or a scalar, got {value!r}")
 
@@ -69,6 +77,7 @@ class Phase:
     repeat: int = 1  # passes per iteration, each with a batch of its own
     every: int = 1  # lazy phases run only in iterations divisible by this
     reads: tuple[str, ...] = ()  # data fields that the loss uses
+    before: Callable[[Named], None] | None = None  # done once before a pass, however many batches it accumulates
     after: Callable[[Named], None] | None = None  # weight constraint, applied after each optimizer step
 
     def __post_init__(self) -> None:
@@ -88,9 +97,7 @@ class Latent(Protocol):
     def sample(
         self, n: int, device: torch.device, *, truncation: float | None = None, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """``n`` fresh inputs, from torch's default generator: ``{"z": (n, latent_dim)}`` and ``{"y".
-
-        (n,)}`` where it takes labels.
+        """``n`` fresh inputs from torch's default generator: ``z`` (n, latent_dim), and ``y`` (n,) where it takes labels.
 
         ``truncation`` draws normal noise anew where its magnitude is larger; ``labels`` (n,) asks for classes.
         """
@@ -159,6 +166,13 @@ class Recipe:
                     raise InvalidValue(f"recipe {self.name!r}: network {name!r} is updated and has no optimizer")
         if not self.phases:
             raise InvalidValue(f"recipe {self.name!r} has no phases")
+        if len({phase.name for phase in self.phases}) < len(self.phases):
+            raise InvalidValue(f"recipe {self.name!r} has two phases of one name: logs and NaN counts go by it")
+        for name in self.ema:
+            if name not in self.networks:
+                raise InvalidValue(
+                    f"recipe {self.name!r} averages {name!r}, which is no network of it{near(name, self.networks)}"
+                )
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -349,3 +349,17 @@ def test_bad_arguments_are_named() -> None:
         r1_penalty(lambda x: (x, x), real, weight=1.0)  # type: ignore[arg-type, return-value]
     with pytest.raises(InvalidValue, match="carries no gradient"):
         r1_penalty(lambda x: x.detach().flatten(1).sum(1), real, weight=1.0)
+
+
+GLOBAL = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+def test_batch_norm_is_seen_however_the_critic_is_wrapped() -> None:
+    class Holder:
+        def __call__(self, x: Tensor) -> Tensor:
+            return GLOBAL(x)
+
+    real, fake = torch.randn(3, 4), torch.randn(3, 4)
+    for critic in (lambda x: GLOBAL(x), Holder()):
+        with pytest.raises(InvalidValue, match="BatchNorm1d in training mode"):
+            gradient_penalty(critic, real, fake)

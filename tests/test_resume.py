@@ -157,7 +157,7 @@ def test_killed_at_random_moments(place: Path) -> None:
 def test_a_signal_saves_and_the_command_it_prints_goes_on(place: Path, name: str, sent: str) -> None:
     assert status(place, name) == 0
     (line,) = text(place, name).splitlines()
-    command = f"ganfast train wgan --data data.npz --out {name} --steps {STEPS} --resume"
+    command = f"ganfast train wgan --data {place}/data.npz --out {name} --steps {STEPS} --resume"
     assert line == f"stopped by {sent} at iteration 3; go on with: {command}"  # sent in iteration 2: saved within one step
     assert status(place, f"{name}-resumed") == 0, text(place, f"{name}-resumed", "err")
     same(place / "wgan-straight", place / name)

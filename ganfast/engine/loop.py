@@ -36,7 +36,9 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
     save = settings.checkpoint_every or tick
     began = time.monotonic() - seconds
     unit = max(1, trainer.images_at(until) // max(1, until))
+    latest: dict[str, Tensor] = {}  # a lazy phase's terms stand until it runs again
     values: dict[str, float] = {}
+    drawable = folder is not None and (trainer.data.image_size > 0 or trainer.data.points == 2)
 
     with (
         Interrupts() as interrupts,
@@ -49,12 +51,12 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
             except NotWritable as error:
                 bar.note(f"{error}; training goes on without it")
 
-        if folder is not None and trainer.steps == 0:
+        if folder is not None and drawable and trainer.steps == 0:
             keep(folder.save_sample, 0, picture(trainer))
         rolled_back = False
         while trainer.steps < until and not interrupts.requested:
             try:
-                terms = trainer.step()
+                latest |= trainer.step()
             except NonFinite as error:
                 if rolled_back or folder is None or not trainer.has_checkpoint:
                     raise
@@ -66,15 +68,15 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
                 continue
             step = trainer.steps
             last = step == until
-            if step % log == 0 or last:
-                values = as_floats(terms)
+            if step % log == 0 or last or not values:
+                values = as_floats(latest)
             bar.update(step, values)
             if folder is None:
                 continue
             if step % log == 0 or last:
                 row = {"step": step, "kimg": trainer.images / 1000, "seconds": time.monotonic() - began}
                 keep(folder.append, {**row, "images_per_second": bar.rate.mark(), **values, "skipped": trainer.skipped})
-            if step % tick == 0 or last:
+            if drawable and (step % tick == 0 or last):
                 keep(folder.save_sample, step, picture(trainer))
             if step % save == 0 or last:
                 keep(trainer.save)

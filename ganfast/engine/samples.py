@@ -72,7 +72,7 @@ class Samples:
 
         def catch(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             caught.append(output.detach().requires_grad_())
-            return caught[0]
+            return caught[-1]
 
         with seeded(self.device, self.seed, _PULL), evaluating(networks):
             batch = Named(self._sampler.batch(0, n, phase.reads)) if phase.reads else Named()
@@ -80,10 +80,14 @@ class Samples:
                 batch.update(self.recipe.latent.sample(n, self.device))
             hook = network.register_forward_hook(catch)
             try:
-                (gradient,) = torch.autograd.grad(Terms.of(phase.loss(networks, batch)).total(), caught)
+                total = Terms.of(phase.loss(networks, batch)).total()
             finally:
                 hook.remove()
-        return caught[0].detach().float().cpu().numpy(), (-gradient * n).float().cpu().numpy()
+            gradients = torch.autograd.grad(total, caught, allow_unused=True)
+        output, gradient = next(
+            (output, gradient) for output, gradient in zip(caught, gradients, strict=True) if gradient is not None
+        )
+        return output.detach().float().cpu().numpy(), (-gradient * n).float().cpu().numpy()
 
     def _from_data(self, n: int, start: int) -> Named:
         reads = self.recipe.sample_reads

@@ -46,6 +46,10 @@ class Trainer:
         self.device = resolve_device(self.settings.device)
         self.precision = resolve_precision(self.settings.precision, self.device)
         self.out = None if out is None else Path(out)
+        if self.settings.batch == 1 and any(
+            isinstance(m, nn.BatchNorm1d) for net in recipe.networks.values() for m in net.modules()
+        ):
+            raise InvalidValue(f"recipe {recipe.name!r} normalises over the batch: expected a batch of at least 2, got 1")
         self.steps = 0
         self.rollbacks = 0  # part of every seed: what diverged once is tried again with other draws
         self._trained = Named({name: net.to(self.device).train() for name, net in recipe.networks.items()})
@@ -93,10 +97,19 @@ class Trainer:
         for parameter in parameters:
             parameter.grad = None
         self._guard.keep()
+        if phase.before is not None:
+            phase.before(self._trained)
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
         logs: dict[str, Tensor] = {}
         for micro in range(self.settings.accumulate):
             terms = self._loss(phase, counter, micro, reading, draws)
-            (terms.total() / self.settings.accumulate).backward()
+            total = terms.total()
+            if not total.requires_grad:
+                raise InvalidValue(
+                    f"phase {phase.name!r}: its loss does not depend on {', '.join(phase.updates)}, which it updates"
+                )
+            finite = finite & total.detach().isfinite()
+            (total / self.settings.accumulate).backward()
             for name, value in {**{f"{phase.name}/{term}": v for term, v in terms.minimise.items()}, **terms.watch}.items():
                 share = value.detach().float() / self.settings.accumulate
                 logs[name] = logs[name] + share if name in logs else share
@@ -105,7 +118,9 @@ class Trainer:
         stepping = [self._optimizers[name] for name in phase.updates]
         for optimizer in stepping:
             optimizers.set_factor(optimizer, optimizers.decayed(self.settings.decay, self.steps, self.settings.decay_steps))
-        self._guard.update(phase.name, norm.isfinite(), stepping, lambda: phase.after(self._trained) if phase.after else None)
+        self._guard.update(
+            phase.name, finite & norm.isfinite(), stepping, lambda: phase.after(self._trained) if phase.after else None
+        )
         return {**logs, f"{phase.name}/grad_norm": norm}
 
     def _loss(self, phase: Phase, counter: tuple[int, int, int], micro: int, reading: int, draws: list[torch.Generator]) -> Terms:
@@ -235,13 +250,11 @@ class Trainer:
         return checkpoint.save(self._checkpoints, self.steps, checkpoint.State(tensors, scalars), keep=self.settings.keep)
 
     def load(self, saved: checkpoint.State) -> None:
-        """Go back to a state of the same recipe on the same data. Raises Damaged or InvalidData before anything is changed."""
+        """Go back to a state of the same recipe. Raises Damaged before anything is changed."""
         scalars = saved.scalars
         if scalars.get("format") != 1 or scalars.get("recipe") != self.recipe.name:
             found = f"{scalars.get('recipe')!r}, format {scalars.get('format')}"
             raise Damaged(f"expected a checkpoint of recipe {self.recipe.name!r}, format 1, got one of {found}")
-        if scalars["data"] != self.data.digest:
-            raise InvalidData(f"data {self.data.name!r} is not what the checkpoint was trained on: its contents differ")
         state.restore(saved.tensors, self._modules, self._optimizers)
         self.steps, self.rollbacks, self._sampled = (scalars[key] for key in ("step", "rollbacks", "sampled"))
         self._guard.reset(scalars["skipped"])

@@ -57,6 +57,11 @@ ARCHITECTURES: dict[str, tuple[Callable[[SampleShape, int, int, str], Pair], int
 }
 
 
+def usual_width(architecture: str) -> int:
+    """The width that 0 stands for."""
+    return ARCHITECTURES[architecture][1]
+
+
 def pair(architecture: str, shape: SampleShape, *, latent_dim: int, width: int = 0, norm: str = "none") -> Pair:
     """Generator and critic of an architecture in :data:`ARCHITECTURES`, initialised as their papers do.
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from ganfast.models.critic import FeatureCritic
+from ganfast.models.mlp import scores
 from ganfast.models.shape import SampleShape
 
 
@@ -59,4 +60,4 @@ class Critic(FeatureCritic):
         return self.trunk(x).flatten(1)
 
     def judge(self, features: Tensor) -> Tensor:
-        return self.head(features).squeeze(1)
+        return scores(self.head(features))

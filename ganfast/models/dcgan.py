@@ -64,7 +64,7 @@ class Critic(FeatureCritic):
 
 
 def initialise(module: nn.Module) -> None:
-    """Weights N(0, 0.02), batch norm scales N(1, 0.02), zero biases, as in the paper's section 4."""
+    """Weights N(0, 0.02), batch norm scales N(1, 0.02), zero biases: the paper's weights, and the scales of its authors' code."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.normal_(layer.weight, 0.0, 0.02)

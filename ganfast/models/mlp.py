@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from ganfast.models.critic import FeatureCritic
@@ -84,7 +85,8 @@ class MaxoutCritic(nn.Module):
 
 
 def scores(head: Tensor) -> Tensor:
-    """A head's outputs (N, 1) as scores (N,); several outputs stay (N, K)."""
+    """A head's outputs (N, 1) as scores (N,), several outputs as (N, K); in float32 at least, whatever autocast chose."""
+    head = head.to(torch.promote_types(head.dtype, torch.float32))
     return head.squeeze(1) if head.shape[1] == 1 else head
 
 

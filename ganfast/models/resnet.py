@@ -1,4 +1,4 @@
-"""Residual generator and critic (Gulrajani et al. 2017, appendix F; Miyato et al. 2018, tables 3 and 4)."""
+"""Residual generator and critic (Gulrajani et al. 2017, appendix F; Miyato et al. 2018, tables 4 to 6)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ganfast.models.critic import FeatureCritic
+from ganfast.models.mlp import scores
 from ganfast.models.shape import SampleShape
 from ganfast.nn.norm import normalise
 
@@ -87,7 +88,7 @@ class Critic(FeatureCritic):
         return h.sum((2, 3)) if self.pool == "sum" else h.mean((2, 3))
 
     def judge(self, features: Tensor) -> Tensor:
-        return self.head(features).squeeze(1)
+        return scores(self.head(features))
 
 
 def initialise(module: nn.Module) -> None:

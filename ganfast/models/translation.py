@@ -80,9 +80,7 @@ class PatchCritic(nn.Module):
 
 
 class ImagePool(nn.Module):
-    """A history of generated images for the critic (Shrivastava et al.
-
-    2017, section 2.3), kept in buffers so that it is saved and resumed.
+    """A history of generated images for the critic (Shrivastava et al. 2017, section 2.3), in buffers: saved and resumed.
 
     Once full, each image passed in is, with probability one half, exchanged for a stored one.
     """

@@ -7,12 +7,13 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ganfast.errors import InvalidType, InvalidValue, near
 from ganfast.recipe import About, Recipe
+from ganfast.recipes._options import Between
 
 # Every recipe may be asked for with these, so that a sweep can pass the same to all; one without a latent or labels has no
 # use for them.
@@ -28,6 +29,7 @@ class Option:
     default: Any
     help: str
     choices: tuple[Any, ...] = ()
+    within: Between | None = None
 
 
 def names() -> list[str]:
@@ -46,16 +48,21 @@ def about(name: str) -> About:
     return row
 
 
+def defaults(name: str) -> Mapping[str, Any]:
+    """The engine settings that a recipe wants unless told otherwise."""
+    return getattr(_module(name), "DEFAULTS", {})
+
+
 def options(name: str) -> dict[str, Option]:
     """What a recipe can be told, from its builder's signature."""
     builder = _builder(name)
     hints = typing.get_type_hints(builder, include_extras=True)
     found = {}
     for parameter in inspect.signature(builder).parameters.values():
-        hint, text = hints[parameter.name].__args__[0], hints[parameter.name].__metadata__[0]
+        hint, (text, *limits) = hints[parameter.name].__args__[0], hints[parameter.name].__metadata__
         choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
         kind = type(choices[0]) if choices else hint
-        found[parameter.name] = Option(parameter.name, kind, parameter.default, text, choices)
+        found[parameter.name] = Option(parameter.name, kind, parameter.default, text, choices, *limits)
     return found
 
 
@@ -71,7 +78,8 @@ def get(name: str, **given: Any) -> Recipe:
         raise InvalidValue(f"recipe {name!r} has no option {unknown[0]!r}{near(unknown[0], known)}")
     used = {key: _checked(name, known[key], value) for key, value in given.items() if key in known}
     resolved = {option.name: used.get(option.name, option.default) for option in known.values()}
-    return dataclasses.replace(_builder(name)(**resolved), options=resolved)
+    built = _builder(name)(**resolved)
+    return dataclasses.replace(built, options={**resolved, **built.options})
 
 
 def _checked(recipe: str, option: Option, value: Any) -> Any:
@@ -80,6 +88,9 @@ def _checked(recipe: str, option: Option, value: Any) -> Any:
     if not isinstance(value, option.type) or isinstance(value, bool) != (option.type is bool):
         expected = option.type.__name__
         raise InvalidType(f"recipe {recipe!r}, option {option.name!r}: expected {expected}, got {value!r}")
+    limits = option.within
+    if limits is not None and isinstance(value, int | float) and not limits.low <= value <= limits.high:
+        raise InvalidValue(f"recipe {recipe!r}, option {option.name!r}: expected {limits}, got {value}")
     if option.choices and value not in option.choices:
         allowed = ", ".join(map(str, option.choices))
         raise InvalidValue(f"recipe {recipe!r}, option {option.name!r}: expected one of {allowed}, got {value!r}")

@@ -11,12 +11,12 @@ from __future__ import annotations
 from ganfast import losses
 from ganfast.errors import InvalidValue
 from ganfast.latent import LabelledNoise
-from ganfast.models import conditional, pair
+from ganfast.models import conditional, pair, usual_width
 from ganfast.models.shape import SampleShape
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Architecture, Channels, Classes, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
 
-ABOUT = About("Mirza & Osindero 2014, arXiv:1411.1784", "MLP, DCGAN; label beside input", "non-saturating")
+ABOUT = About("Mirza & Osindero 2014, arXiv:1411.1784", "MLP, DCGAN, CNN, ResNet; label beside input", "non-saturating")
 
 
 def recipe(
@@ -61,4 +61,5 @@ def recipe(
         optimizers={name: Optimizer("Adam", lr=lr, betas=(0.5, 0.999)) for name in "GD"},
         ema={"G": ema},
         about=ABOUT,
+        options={"architecture": architecture, "width": width or usual_width(architecture)},
     )

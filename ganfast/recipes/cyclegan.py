@@ -3,6 +3,7 @@
     L = L_GAN(AB, D_B) + L_GAN(BA, D_A) + lambda (E|BA(AB(a)) - a| + E|AB(BA(b)) - b|)
 
 Two pairs, least-squares adversarial losses, an identity term of half the cycle weight, critics fed from a history of 50 images.
+The critics judge fresh translations of a batch of their own, where the authors' code shows them those of the generators' batch.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from ganfast.errors import InvalidValue
 from ganfast.models.dcgan import initialise
 from ganfast.models.translation import Generator, ImagePool, PatchCritic
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
-from ganfast.recipes._options import Channels, CriticSteps, Ema, ImageSize, LearningRate, Width
+from ganfast.recipes._options import Between, Channels, CriticSteps, Ema, ImageSize, LearningRate, Width
 
 ABOUT = About(
     "Zhu et al. 2017, arXiv:1703.10593", "two residual generators, two patch critics", "least squares + cycle + identity"
 )
+DEFAULTS = {"batch": 1, "decay": "linear"}  # section 4: batches of one, step sizes falling over the second half
 
 
 def recipe(
@@ -30,17 +32,17 @@ def recipe(
     image_size: ImageSize = 128,
     channels: Channels = 3,
     width: Width = 64,
-    blocks: Annotated[int, "residual blocks; 0 takes six from 128 pixels on, three below"] = 0,
-    cycle: Annotated[float, "lambda, the weight of the cycle terms"] = 10.0,
-    identity: Annotated[float, "weight of the identity terms, relative to the cycle terms"] = 0.5,
-    pool: Annotated[int, "images in the history that the critics see"] = 50,
+    blocks: Annotated[int, "residual blocks; 0 takes nine from 256 pixels on, six from 128, three below", Between(0)] = 0,
+    cycle: Annotated[float, "lambda, the weight of the cycle terms", Between(0)] = 10.0,
+    identity: Annotated[float, "weight of the identity terms, relative to the cycle terms", Between(0)] = 0.5,
+    pool: Annotated[int, "images in the history that the critics see", Between(1)] = 50,
     critic_steps: CriticSteps = 1,
     lr: LearningRate = 2e-4,
     ema: Ema = 0.0,
 ) -> Recipe:
     if image_size < 16 or image_size % 4:
         raise InvalidValue(f"cyclegan needs images of at least 16 pixels, a multiple of 4, got {image_size}")
-    width, blocks = width or 64, blocks or (6 if image_size >= 128 else 3)
+    width, blocks = width or 64, blocks or (9 if image_size >= 256 else 6 if image_size >= 128 else 3)
     halvings = 3 if image_size >= 128 else 2 if image_size >= 32 else 1
     networks = {
         "AB": Generator(channels, width, blocks),
@@ -95,6 +97,6 @@ def recipe(
         sample=sample,
         preview=preview,
         sample_reads=("a", "b"),
-        defaults={"batch": 1, "decay": "linear"},
+        defaults=DEFAULTS,
         about=ABOUT,
     )

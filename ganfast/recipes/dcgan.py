@@ -17,7 +17,7 @@ from ganfast.latent import Noise
 from ganfast.models import dcgan
 from ganfast.models.shape import SampleShape
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
-from ganfast.recipes._options import Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
+from ganfast.recipes._options import Between, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
 
 ABOUT = About("Radford et al. 2016, arXiv:1511.06434", "DCGAN, batch norm", "non-saturating; 1 or 2 outputs")
 
@@ -31,11 +31,12 @@ def recipe(
     critic_steps: CriticSteps = 1,
     outputs: Annotated[Literal[1, 2], "1: sigmoid, 2: softmax over real and fake"] = 1,
     lr: LearningRate = 2e-4,
-    beta1: Annotated[float, "Adam's first momentum"] = 0.5,
+    beta1: Annotated[float, "Adam's first momentum", Between(0, 0.9999)] = 0.5,
     ema: Ema = 0.999,
 ) -> Recipe:
     shape = SampleShape(channels, image_size)
-    G, D = dcgan.Generator(shape, latent_dim, width or 64), dcgan.Critic(shape, width or 64, outputs=outputs)
+    width = width or 64
+    G, D = dcgan.Generator(shape, latent_dim, width), dcgan.Critic(shape, width, outputs=outputs)
     dcgan.initialise(G)
     dcgan.initialise(D)
     score: Callable[[Tensor], Tensor] = {1: lambda scores: scores, 2: losses.log_odds}[outputs]

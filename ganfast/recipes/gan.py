@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from ganfast import losses
 from ganfast.latent import Noise
-from ganfast.models import mlp, pair
+from ganfast.models import mlp, pair, usual_width
 from ganfast.models.shape import SampleShape
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
@@ -34,7 +34,7 @@ def recipe(
 ) -> Recipe:
     shape = SampleShape(channels, image_size)
     G, plain = pair("mlp", shape, latent_dim=latent_dim, width=width)
-    D = mlp.MaxoutCritic(shape) if discriminator == "maxout" else plain
+    D = mlp.MaxoutCritic(shape, width or 240) if discriminator == "maxout" else plain
     generator_minimises = {"non-saturating": losses.non_saturating_generator, "minimax": losses.minimax_generator}[generator_loss]
 
     def critic(nets: Named, batch: Named) -> Terms:
@@ -57,4 +57,5 @@ def recipe(
         ema={"G": ema},
         score=lambda nets, x: nets.D(x).sigmoid(),
         about=ABOUT,
+        options={"width": width or usual_width("mlp")},
     )

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from ganfast import losses
 from ganfast.latent import Codes
-from ganfast.models import pair
+from ganfast.models import pair, usual_width
 from ganfast.models.shape import SampleShape
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
-from ganfast.recipes._options import Architecture, Channels, CriticSteps, Ema, ImageSize, LatentDim, Width
+from ganfast.recipes._options import Architecture, Between, Channels, CriticSteps, Ema, ImageSize, LatentDim, Width
 
-ABOUT = About("Chen et al. 2016, arXiv:1606.03657", "DCGAN, MLP; Q on the critic's trunk", "non-saturating + mutual information")
+ABOUT = About(
+    "Chen et al. 2016, arXiv:1606.03657",
+    "MLP, DCGAN, CNN, ResNet; Q on the trunk",
+    "non-saturating + mutual information",
+)
 
 
 class CodeHead(nn.Sequential):
@@ -46,14 +50,14 @@ def recipe(
     channels: Channels = 1,
     width: Width = 0,
     latent_dim: LatentDim = 62,
-    categories: Annotated[int, "values of the categorical code"] = 10,
-    continuous: Annotated[int, "number of continuous codes, uniform on [-1, 1]"] = 2,
-    information: Annotated[float, "lambda, the weight of the categorical code's mutual information"] = 1.0,
-    continuous_information: Annotated[float, "its weight for the continuous codes"] = 0.1,
+    categories: Annotated[int, "values of the categorical code", Between(2)] = 10,
+    continuous: Annotated[int, "number of continuous codes, uniform on [-1, 1]", Between(0)] = 2,
+    information: Annotated[float, "lambda, the weight of the categorical code's mutual information", Between(0)] = 1.0,
+    continuous_information: Annotated[float, "its weight for the continuous codes", Between(0)] = 0.1,
     critic_steps: CriticSteps = 1,
     architecture: Architecture = "auto",
-    lr: Annotated[float, "step size of the critic and Q"] = 2e-4,
-    generator_lr: Annotated[float, "step size of the generator"] = 1e-3,
+    lr: Annotated[float, "step size of the critic and Q", Between(0)] = 2e-4,
+    generator_lr: Annotated[float, "step size of the generator", Between(0)] = 1e-3,
     ema: Ema = 0.999,
 ) -> Recipe:
     shape = SampleShape(channels, image_size)
@@ -98,4 +102,5 @@ def recipe(
         ema={"G": ema},
         score=lambda nets, x: nets.D(x).sigmoid(),
         about=ABOUT,
+        options={"architecture": architecture, "width": width or usual_width(architecture)},
     )

@@ -13,12 +13,12 @@ import torch
 
 from ganfast import losses
 from ganfast.latent import Noise
-from ganfast.models import pair
+from ganfast.models import pair, usual_width
 from ganfast.models.shape import SampleShape
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
-from ganfast.recipes._options import Architecture, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
+from ganfast.recipes._options import Architecture, Between, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
 
-ABOUT = About("Arjovsky et al. 2017, arXiv:1701.07875", "MLP, DCGAN, ResNet", "Wasserstein", "weight clipping")
+ABOUT = About("Arjovsky et al. 2017, arXiv:1701.07875", "MLP, DCGAN, CNN, ResNet", "Wasserstein", "weight clipping")
 
 
 def recipe(
@@ -28,7 +28,7 @@ def recipe(
     width: Width = 0,
     latent_dim: LatentDim = 100,
     critic_steps: CriticSteps = 5,
-    clip: Annotated[float, "critic weights are kept in [-clip, clip]"] = 0.01,
+    clip: Annotated[float, "critic weights are kept in [-clip, clip]", Between(0)] = 0.01,
     architecture: Architecture = "auto",
     lr: LearningRate = 5e-5,
     ema: Ema = 0.0,
@@ -64,4 +64,5 @@ def recipe(
         ema={"G": ema},
         score=lambda nets, x: nets.D(x),
         about=ABOUT,
+        options={"architecture": architecture, "width": width or usual_width(architecture)},
     )

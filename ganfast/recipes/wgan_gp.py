@@ -12,13 +12,24 @@ from typing import Annotated, Literal
 
 from ganfast import losses
 from ganfast.latent import Noise
-from ganfast.models import pair
+from ganfast.models import pair, usual_width
 from ganfast.models.shape import SampleShape
 from ganfast.penalties import gradient_penalty
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
-from ganfast.recipes._options import Architecture, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Norm, Width
+from ganfast.recipes._options import (
+    Architecture,
+    Between,
+    Channels,
+    CriticSteps,
+    Ema,
+    ImageSize,
+    LatentDim,
+    LearningRate,
+    Norm,
+    Width,
+)
 
-ABOUT = About("Gulrajani et al. 2017, arXiv:1704.00028", "MLP, DCGAN, ResNet; LayerNorm", "Wasserstein", "gradient penalty")
+ABOUT = About("Gulrajani et al. 2017, arXiv:1704.00028", "MLP, DCGAN, CNN, ResNet; LayerNorm", "Wasserstein", "gradient penalty")
 
 
 def recipe(
@@ -28,12 +39,13 @@ def recipe(
     width: Width = 0,
     latent_dim: LatentDim = 128,
     critic_steps: CriticSteps = 5,
-    penalty: Annotated[float, "lambda, the weight of the gradient penalty"] = 10.0,
+    penalty: Annotated[float, "lambda, the weight of the gradient penalty", Between(0)] = 10.0,
     kind: Annotated[Literal["two-sided", "one-sided"], "whether slopes below one are penalised too"] = "two-sided",
     architecture: Architecture = "auto",
     norm: Norm = "none",
     lr: LearningRate = 1e-4,
-    beta2: Annotated[float, "Adam's second momentum; beta1 is 0.5 in the experiments of appendix F"] = 0.9,
+    beta1: Annotated[float, "Adam's first momentum; 0.5 is common on images", Between(0, 0.9999)] = 0.0,
+    beta2: Annotated[float, "Adam's second momentum", Between(0, 0.9999)] = 0.9,
     ema: Ema = 0.999,
 ) -> Recipe:
     shape = SampleShape(channels, image_size)
@@ -61,8 +73,9 @@ def recipe(
             Phase("generator", updates=("G",), loss=generator),
         ),
         latent=Noise(latent_dim),
-        optimizers={name: Optimizer("Adam", lr=lr, betas=(0.5, beta2)) for name in "GD"},
+        optimizers={name: Optimizer("Adam", lr=lr, betas=(beta1, beta2)) for name in "GD"},
         ema={"G": ema},
         score=lambda nets, x: nets.D(x),
         about=ABOUT,
+        options={"architecture": architecture, "width": width or usual_width(architecture)},
     )

@@ -349,3 +349,20 @@ def test_tied_weights_are_saved_and_resumed(tmp_path: Path) -> None:
     assert second.networks.D[0].weight is second.networks.D[1].weight
     assert all(torch.equal(a, b) for a, b in zip(first.networks.D.parameters(), second.networks.D.parameters(), strict=True))
     assert os.path.exists(tmp_path / "checkpoints" / "latest")
+
+
+def test_a_lazy_phases_terms_stand_in_the_rows_between(tmp_path: Path) -> None:
+    recipe = recipes.get("dcgan", image_size=16, channels=1, width=4)
+    lazy = dataclasses.replace(recipe.phases[0], name="lazy", every=4)
+    trainer, folder = made(tmp_path, dataclasses.replace(recipe, phases=(*recipe.phases, lazy)), log_every=4)
+    loop.run(trainer, 8, folder)
+    assert steps(folder) == [4, 8] and all("lazy/adversarial" in row for row in folder.rows())
+
+
+def test_points_of_other_dimensions_train_without_pictures(tmp_path: Path) -> None:
+    data = Dataset("space", {"real": {"real": np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)}})
+    recipe = recipes.get("gan", image_size=0, channels=3, width=4)
+    trainer = Trainer(recipe, data, out=tmp_path, batch=4, checkpoint_every=1)
+    folder = RunFolder.create(tmp_path, {"recipe": "gan"})
+    loop.run(trainer, 2, folder)
+    assert steps(folder) == [1, 2] and not (tmp_path / "samples").exists()

@@ -66,7 +66,7 @@ def test_an_iteration_is_the_loop_of_the_paper() -> None:
     trainer = Trainer(recipe, data, batch=4, seed=3)
     G, D = by_hand.networks["G"], by_hand.networks["D"]
     adam = {
-        name: torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.5, 0.9), fused=True) for name, net in by_hand.networks.items()
+        name: torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.0, 0.9), fused=True) for name, net in by_hand.networks.items()
     }
     for step in range(3):
         logs = trainer.step()
@@ -326,3 +326,50 @@ def test_terms_are_summed_and_watched_ones_are_not() -> None:
     assert Terms.of({"a": torch.tensor(2.0), "b": torch.tensor(3.0)}).total().item() == 5
     assert Terms({"a": torch.tensor(2.0)}, {"b": torch.tensor(3.0)}).total().item() == 2
     assert Terms.of(torch.tensor(4.0)).total().item() == 4
+
+
+def test_before_and_after_come_once_a_pass() -> None:
+    calls: list[str] = []
+    recipe, _ = recorder(
+        critic={
+            "updates": ("D",),
+            "repeat": 2,
+            "before": lambda nets: calls.append("before"),
+            "after": lambda nets: calls.append("after"),
+        }
+    )
+    Trainer(recipe, numbered(8), batch=2, accumulate=3).step()
+    assert calls == ["before", "after"] * 2
+
+
+def test_a_recipe_of_ones_own_is_checked() -> None:
+    recipe, _ = recorder(critic={"updates": ("D",)})
+    fields = recipe.__dict__
+    with pytest.raises(InvalidValue, match="two phases of one name"):
+        Recipe(**{**fields, "phases": recipe.phases * 2})
+    with pytest.raises(InvalidValue, match="averages 'H', which is no network of it"):
+        Recipe(**{**fields, "ema": {"H": 0.9}})
+    for loss, error, message in (
+        (lambda nets, batch: {}, InvalidValue, "no term to minimise"),
+        (lambda nets, batch: {"a": torch.zeros(3)}, InvalidType, r"scalar tensor, got 'a' of shape \(3,\)"),
+        (lambda nets, batch: torch.zeros(()), InvalidValue, "phase 'critic' updates D, and its loss does not depend on it"),
+    ):
+        broken = Recipe(**{**fields, "phases": (Phase("critic", updates=("D",), loss=loss),)})
+        with pytest.raises(error, match=message):
+            Trainer(broken, numbered(4), batch=2).step()
+
+
+def test_half_precision_scores_are_widened_before_they_are_averaged() -> None:
+    recipe = recipes.get("wgan-gp", image_size=16, channels=1, width=8, architecture="dcgan", critic_steps=1)
+    trainer = Trainer(recipe, images(), batch=8, precision="bf16")
+    seen = []
+    phase = recipe.phases[0]
+
+    def loss(nets: Named, batch: Named) -> Terms:
+        terms = phase.loss(nets, batch)
+        seen.extend(value.dtype for value in {**terms.minimise, **terms.watch}.values())
+        return terms
+
+    trainer.recipe = Recipe(**{**recipe.__dict__, "phases": (Phase("critic", updates=("D",), reads=("real",), loss=loss),)})
+    trainer.step()
+    assert set(seen) == {torch.float32}
