@@ -273,7 +273,7 @@ def record(name: str, experiment: Experiment, run: Path, figures: Figures, misse
         "seconds": seconds,
         "date": datetime.date.today().isoformat(),
         "commit": commit,
-        "device": f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "device": f"{platform.machine()} CPU, {read_config(run).get('threads', 'default')} threads",
         "torch": torch.__version__,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)

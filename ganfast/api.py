@@ -252,6 +252,7 @@ def _config(made: Trainer, source: str | None, data_options: Mapping[str, Any], 
             "precision": "bf16" if made.precision == torch.bfloat16 else "fp32",
         },
         "out": None if made.out is None else str(made.out),
+        "threads": torch.get_num_threads(),
         "versions": {
             "ganfast": __version__,
             "torch": torch.__version__,

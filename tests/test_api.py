@@ -374,7 +374,7 @@ def test_two_trainers_do_not_share_a_folder(tmp_path: Path, data: Path) -> None:
 def test_a_run_is_sampled_where_its_data_are_not(tmp_path: Path, data: Path) -> None:
     trained = ganfast.train("dcgan", data, steps=2, out=tmp_path / "run", **SMALL).trainer
     data.unlink()
-    with pytest.raises(NotFound, match="data.npz"):
+    with pytest.raises(NotFound, match=r"data\.npz"):
         ganfast.Trainer.resume(tmp_path / "run")
     for_samples = ganfast.Trainer.resume(tmp_path / "run", training=False)
     assert np.array_equal(for_samples.sample(5, seed=1), trained.sample(5, seed=1))

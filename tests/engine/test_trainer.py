@@ -352,7 +352,7 @@ def test_a_recipe_of_ones_own_is_checked() -> None:
     for loss, error, message in (
         (lambda nets, batch: {}, InvalidValue, "no term to minimise"),
         (lambda nets, batch: {"a": torch.zeros(3)}, InvalidType, r"scalar tensor, got 'a' of shape \(3,\)"),
-        (lambda nets, batch: torch.zeros(()), InvalidValue, "phase 'critic' updates D, and its loss does not depend on it"),
+        (lambda nets, batch: torch.zeros(()), InvalidValue, "phase 'critic': its loss does not depend on D, which it updates"),
     ):
         broken = Recipe(**{**fields, "phases": (Phase("critic", updates=("D",), loss=loss),)})
         with pytest.raises(error, match=message):
