@@ -77,7 +77,7 @@ class Trainer(trainer.Trainer):
             return Run(self, None, self.steps, [], loop.run(self, until))
         with locked(self.out):
             commands = {"command": command(self.config, until), "resume": command(self.config, until, resume=True)}
-            self.config = {**self.config, "steps": until, **commands}
+            self.config = {**self.config, "steps": until, "intervals": loop.intervals(self.settings, until), **commands}
             self._folder = RunFolder.create(self.out, self.config, resume=True)
             checkpoint.truncate_after(self._checkpoints, self.steps)
             self._folder.truncate_after(self.steps)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ganfast.engine.progress import Progress
 from ganfast.engine.report import write_report
 from ganfast.engine.runfolder import RunFolder
+from ganfast.engine.settings import Settings
 from ganfast.engine.signals import Interrupts
 from ganfast.engine.trainer import Trainer
 from ganfast.errors import NonFinite, NotWritable
@@ -30,10 +31,7 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
     With a ``folder`` (``trainer.out``) it leaves the log, pictures, checkpoints and report there; ``seconds`` is what the run has
     taken before. A full disk is noted and training goes on. Raises NonFinite where one roll-back did not help.
     """
-    settings = trainer.settings
-    log = settings.log_every or max(1, until // 200)
-    tick = settings.tick_every or max(1, until // 20)
-    save = settings.checkpoint_every or tick
+    log, tick, save = intervals(trainer.settings, until).values()
     began = time.monotonic() - seconds
     unit = max(1, trainer.images_at(until) // max(1, until))
     latest: dict[str, Tensor] = {}  # a lazy phase's terms stand until it runs again
@@ -88,6 +86,16 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
             folder.close()
             keep(write_report, folder.path)
         return interrupts.requested
+
+
+def intervals(settings: Settings, until: int) -> dict[str, int]:
+    """Iterations between rows of the log, pictures and checkpoints in a run of ``until`` iterations."""
+    tick = settings.tick_every or max(1, until // 20)
+    return {
+        "log_every": settings.log_every or max(1, until // 200),
+        "tick_every": tick,
+        "checkpoint_every": settings.checkpoint_every or tick,
+    }
 
 
 def as_floats(terms: dict[str, Tensor]) -> dict[str, float]:
