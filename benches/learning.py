@@ -181,7 +181,7 @@ EXPERIMENTS = {
     "wgan-gp-swissroll": Experiment(f"wgan-gp --data toy:swissroll --steps 4000 {WGAN_GP}", drawn),
     "dcgan-fashion": Experiment(f"dcgan {FASHION} --steps 2800 --checkpoint-every 700", fashion_images, GOOD),
     "wgan-gp-fashion": Experiment(
-        f"wgan-gp {FASHION} --architecture dcgan --width 32 --lr 0.0002 --beta1 0.5 --steps 1600 --checkpoint-every 400",
+        f"wgan-gp {FASHION} --architecture dcgan --width 32 --lr 0.0002 --beta1 0.5 --steps 1200 --checkpoint-every 300",
         fashion_images,
         GOOD,
     ),
@@ -195,7 +195,7 @@ EXPERIMENTS = {
         asked_labels,
         (("agreement", ">=", 0.85), ("classes", ">=", 10)),
     ),
-    "infogan-fashion": Experiment(f"infogan {FASHION} --steps 2800 --checkpoint-every 700", code_to_class),
+    "infogan-fashion": Experiment(f"infogan {FASHION} --steps 2400 --checkpoint-every 600", code_to_class),
     "cyclegan-edges": Experiment(
         f"cyclegan --data {RUNS}/data/edges --width 16 --batch 4 --steps 1500 --seed 0",
         cycle_error,
