@@ -15,7 +15,9 @@ from ganfast.backends import backends as backends  # at once: the submodule of t
 
 if TYPE_CHECKING:
     from ganfast import data as data
+    from ganfast import losses as losses
     from ganfast import metrics as metrics
+    from ganfast import nn as nn
     from ganfast import recipes as recipes
     from ganfast.api import Run as Run
     from ganfast.api import Trainer as Trainer
@@ -42,7 +44,7 @@ _HOMES = {
     "spectral_norm_": "ganfast.nn.spectral_norm",
     "train": "ganfast.api",
 }
-_PACKAGES = ("data", "metrics", "recipes")
+_PACKAGES = ("data", "losses", "metrics", "nn", "recipes")
 
 __all__ = [*_HOMES, *_PACKAGES, "__version__", "backends"]
 
