@@ -181,8 +181,7 @@ EXPERIMENTS = {
     "wgan-gp-swissroll": Experiment(f"wgan-gp --data toy:swissroll --steps 4000 {WGAN_GP}", drawn),
     "dcgan-fashion": Experiment(f"dcgan {FASHION} --steps 2800 --checkpoint-every 700", fashion_images, GOOD),
     "wgan-gp-fashion": Experiment(
-        f"wgan-gp {FASHION} --architecture dcgan --width 32 --lr 0.0002 --beta1 0.5 "
-        "--steps 1600 --checkpoint-every 400",
+        f"wgan-gp {FASHION} --architecture dcgan --width 32 --lr 0.0002 --beta1 0.5 --steps 1600 --checkpoint-every 400",
         fashion_images,
         GOOD,
     ),

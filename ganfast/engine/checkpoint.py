@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ganfast.errors import Damaged, NotFound, NotWritable
+from ganfast.files import sync_folder, write_synced
 
 TENSORS, SCALARS, MANIFEST, LATEST = "state.safetensors", "state.json", "manifest.json", "latest"
 
@@ -48,7 +49,7 @@ def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
             temporary.mkdir(parents=True)
             _write_all(temporary, state)
             os.rename(temporary, final)
-            _sync(folder)
+            sync_folder(folder)
         _point(folder, final.name)
         for old in [place for place in saves(folder) if _step(place) < step][keep - 1 :]:
             shutil.rmtree(old)
@@ -146,8 +147,8 @@ def _write_all(folder: Path, state: State) -> None:
     }
     manifest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     for name, data in {**files, MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode()}.items():
-        _write(folder / name, data)
-    _sync(folder)
+        write_synced(folder / name, data)
+    sync_folder(folder)
 
 
 def _step(place: Path) -> int:
@@ -159,24 +160,9 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _write(place: Path, data: bytes) -> None:
-    with place.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _point(folder: Path, name: str) -> None:
     temporary = folder / f"{LATEST}.tmp-{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
     os.replace(temporary, folder / LATEST)
-    _sync(folder)
+    sync_folder(folder)

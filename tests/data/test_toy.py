@@ -25,8 +25,8 @@ def test_mixtures_are_balanced_gaussians_around_their_modes(name: str, count: in
 
 
 def test_the_published_sizes() -> None:
-    assert np.allclose(np.linalg.norm(modes("ring8"), axis=1), 2, atol=1e-6)
-    assert np.allclose(modes("ring8")[1], [2**0.5, 2**0.5], atol=1e-6)
+    assert np.allclose(np.linalg.norm(modes("ring8"), axis=1), 2, atol=1e-6)  # stored as float32
+    assert np.allclose(modes("ring8")[1], [2**0.5, 2**0.5], atol=1e-6)  # stored as float32
     assert {tuple(mode) for mode in modes("grid25").tolist()} == {(x, y) for x in (-4, -2, 0, 2, 4) for y in (-4, -2, 0, 2, 4)}
     assert (sigma("ring8"), sigma("grid25")) == (0.02, 0.05)
 

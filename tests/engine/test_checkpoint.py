@@ -403,13 +403,13 @@ def test_sweeping_removes_temporaries_alone(tmp_path: Path) -> None:
 def test_a_temporary_swept_by_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs in one folder: the save that loses its files says so, and the one before it stands."""
     save(tmp_path, 1)
-    sync = checkpoint._sync
+    sync = checkpoint.sync_folder
 
     def swept(folder: Path) -> None:
         checkpoint.sweep(tmp_path)
         sync(folder)
 
-    monkeypatch.setattr(checkpoint, "_sync", swept)
+    monkeypatch.setattr(checkpoint, "sync_folder", swept)
     with pytest.raises(NotWritable, match="step-00000002"):
         save(tmp_path, 2)
     assert loaded(tmp_path) == (1, [])
