@@ -99,7 +99,7 @@ def test_a_signal_before_the_first_iteration_leaves_something_to_resume(tmp_path
 
 def test_an_interrupt_in_the_middle_of_a_save_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, folder = made(tmp_path)
-    write, interrupts = checkpoint._write, [signal.SIGINT]
+    write, interrupts = checkpoint.write_synced, [signal.SIGINT]
 
     def interrupted(place: Path, data: bytes) -> None:
         write(place, data)
@@ -107,7 +107,7 @@ def test_an_interrupt_in_the_middle_of_a_save_waits_for_it(tmp_path: Path, monke
             interrupts.clear()
             signal.raise_signal(sent)
 
-    monkeypatch.setattr(checkpoint, "_write", interrupted)
+    monkeypatch.setattr(checkpoint, "write_synced", interrupted)
     assert loop.run(trainer, 9, folder) == "SIGINT"
     assert newest(tmp_path) == 2 and not list((tmp_path / "checkpoints").glob("*.tmp-*"))
 
@@ -118,7 +118,7 @@ def test_a_second_interrupt_in_the_middle_of_a_save_leaves_the_one_before(
 ) -> None:
     trainer, folder = made(tmp_path)
     loop.run(trainer, 2, folder)
-    real, calls = checkpoint._write, iter(range(9))
+    real, calls = checkpoint.write_synced, iter(range(9))
 
     def interrupted(place: Path, data: bytes) -> None:
         if next(calls) == write:
@@ -126,7 +126,7 @@ def test_a_second_interrupt_in_the_middle_of_a_save_leaves_the_one_before(
             signal.raise_signal(signal.SIGINT)
         real(place, data)
 
-    monkeypatch.setattr(checkpoint, "_write", interrupted)
+    monkeypatch.setattr(checkpoint, "write_synced", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loop.run(trainer, 9, folder)
     monkeypatch.undo()
@@ -169,14 +169,14 @@ def test_a_full_disk_is_noted_and_training_goes_on(
 ) -> None:
     """The checkpoint before it fills up stays; there is room again later, and saves are made again."""
     trainer, folder = made(tmp_path, checkpoint_every=1)
-    write = checkpoint._write
+    write = checkpoint.write_synced
 
     def fill() -> None:
-        monkeypatch.setattr(checkpoint, "_write", full)
+        monkeypatch.setattr(checkpoint, "write_synced", full)
 
     def empty() -> None:
         assert newest(tmp_path) == 2
-        monkeypatch.setattr(checkpoint, "_write", write)
+        monkeypatch.setattr(checkpoint, "write_synced", write)
 
     at(trainer, {2: fill, 4: empty})
     assert loop.run(trainer, 6, folder) == ""
