@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # the demo's command line, and where it leaves its run
 DEMO_OUT  ?= runs/demo
-DEMO_ARGS ?= dcgan --data fashion-mnist-10k --steps 1200
+DEMO_ARGS ?= dcgan --data fashion-mnist-10k --width 32 --steps 2800
 
 # What an installed copy depends on: an edited Python file needs no new install, these do.
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)

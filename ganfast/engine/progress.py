@@ -44,6 +44,11 @@ class Rate:
         return speed
 
     @property
+    def settled(self) -> bool:
+        """Whether the speed is worth extrapolating: the very first step also allocates, warms up and compiles."""
+        return self._closed > 0 or self._clock() - self._since >= SETTLED
+
+    @property
     def per_second(self) -> float:
         """Images/s right now, without closing the interval."""
         elapsed = self._clock() - self._since
@@ -122,7 +127,7 @@ class Progress:
             "losses": "  ".join(f"{phase} {value:.3f}" for phase, value in losses(self._values).items()),
             "speed": f"{_short(speed)} images/s" if speed else "",
             "kimg": f"{self._step * self._unit / 1000:.1f} kimg",
-            "left": f"{_clock(left)} left" if speed else "",
+            "left": f"{_clock(left)} left" if speed and self.rate.settled else "",
         }
 
     def _line(self) -> None:

@@ -36,11 +36,7 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, data: Dataset, *, out: str | Path | None = None, **settings: Any) -> None:
-        for name in recipe.reads:
-            if name not in data.fields:
-                raise InvalidData(
-                    f"recipe {recipe.name!r} needs {name!r}, and data {data.name!r} has only {', '.join(data.fields)}"
-                )
+        _check_fit(recipe, data)
         self.recipe, self.data = recipe, data
         self.settings = Settings.of(recipe.defaults, settings)
         self.device = resolve_device(self.settings.device)
@@ -286,3 +282,16 @@ class Trainer:
         if self.out is None:
             raise InvalidValue("this trainer has nowhere to save to: give it out=")
         return self.out / "checkpoints"
+
+
+def _check_fit(recipe: Recipe, data: Dataset) -> None:
+    """Raises InvalidData where the recipe reads what the data do not have, or was built for samples of another shape."""
+    for name in recipe.reads:
+        if name not in data.fields:
+            raise InvalidData(f"recipe {recipe.name!r} needs {name!r}, and data {data.name!r} has only {', '.join(data.fields)}")
+    shape = {"image_size": data.image_size, "channels": data.channels or data.points}
+    for name, value in shape.items():
+        if recipe.options.get(name, value) != value:
+            raise InvalidData(
+                f"recipe {recipe.name!r} was built for {name} {recipe.options[name]}, and data {data.name!r} has {name} {value}"
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -14,52 +15,42 @@ from ganfast.models.shape import SampleShape
 Pair = tuple[nn.Module, FeatureCritic]
 
 
+@dataclass(frozen=True)
+class Architecture:
+    build: Callable[[SampleShape, int, int, str], Pair]  # shape, latent_dim, width, norm -> a pair not yet initialised
+    initialise: Callable[[nn.Module], None]
+    width: int  # what 0 stands for
+    norms: bool = True  # whether the critic can be normalised
+
+
 def _mlp(shape: SampleShape, latent_dim: int, width: int, norm: str) -> Pair:
-    if norm != "none":
-        raise InvalidValue(
-            f"the mlp critic has no normalisation, got norm {norm!r}; use norm 'none' or a convolutional architecture"
-        )
     depth = 2 if shape.size else 3  # points are learned from few features: one more layer stands in for the missing pixels
-    pair = mlp.Generator(shape, latent_dim, width, depth), mlp.Critic(shape, width, depth)
-    for network in pair:
-        mlp.initialise(network)
-    return pair
+    return mlp.Generator(shape, latent_dim, width, depth), mlp.Critic(shape, width, depth)
 
 
 def _dcgan(shape: SampleShape, latent_dim: int, width: int, norm: str) -> Pair:
-    pair = dcgan.Generator(shape, latent_dim, width), dcgan.Critic(shape, width, norm=norm)
-    for network in pair:
-        dcgan.initialise(network)
-    return pair
+    return dcgan.Generator(shape, latent_dim, width), dcgan.Critic(shape, width, norm=norm)
 
 
 def _cnn(shape: SampleShape, latent_dim: int, width: int, norm: str) -> Pair:
-    if norm != "none":
-        raise InvalidValue(f"the cnn critic has no normalisation, got norm {norm!r}; use norm 'none' or architecture 'dcgan'")
-    pair = cnn.Generator(shape, latent_dim, width), cnn.Critic(shape, width)
-    for network in pair:
-        dcgan.initialise(network)
-    return pair
+    return cnn.Generator(shape, latent_dim, width), cnn.Critic(shape, width)
 
 
 def _resnet(shape: SampleShape, latent_dim: int, width: int, norm: str) -> Pair:
-    pair = resnet.Generator(shape, latent_dim, width), resnet.Critic(shape, width, norm=norm)
-    for network in pair:
-        resnet.initialise(network)
-    return pair
+    return resnet.Generator(shape, latent_dim, width), resnet.Critic(shape, width, norm=norm)
 
 
-ARCHITECTURES: dict[str, tuple[Callable[[SampleShape, int, int, str], Pair], int]] = {
-    "mlp": (_mlp, 256),
-    "dcgan": (_dcgan, 64),
-    "cnn": (_cnn, 64),
-    "resnet": (_resnet, 128),
+ARCHITECTURES = {
+    "mlp": Architecture(_mlp, mlp.initialise, 256, norms=False),
+    "dcgan": Architecture(_dcgan, dcgan.initialise, 64),
+    "cnn": Architecture(_cnn, dcgan.initialise, 64, norms=False),
+    "resnet": Architecture(_resnet, resnet.initialise, 128),
 }
 
 
 def usual_width(architecture: str) -> int:
     """The width that 0 stands for."""
-    return ARCHITECTURES[architecture][1]
+    return ARCHITECTURES[architecture].width
 
 
 def pair(architecture: str, shape: SampleShape, *, latent_dim: int, width: int = 0, norm: str = "none") -> Pair:
@@ -74,5 +65,12 @@ def pair(architecture: str, shape: SampleShape, *, latent_dim: int, width: int =
     for name, value, least in (("latent_dim", latent_dim, 1), ("width", width, 0)):
         if value < least:
             raise InvalidValue(f"expected {name} of at least {least}, got {value}")
-    build, usual_width = ARCHITECTURES[architecture]
-    return build(shape, latent_dim, width or usual_width, norm)
+    chosen = ARCHITECTURES[architecture]
+    if norm != "none" and not chosen.norms:
+        raise InvalidValue(
+            f"the {architecture} critic has no normalisation, got norm {norm!r}; use norm 'none' or architecture 'dcgan'"
+        )
+    networks = chosen.build(shape, latent_dim, width or chosen.width, norm)
+    for network in networks:
+        chosen.initialise(network)
+    return networks

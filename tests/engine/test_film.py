@@ -36,7 +36,7 @@ def test_a_film_shows_its_frames_in_order_and_holds_the_last(tmp_path: Path) -> 
     out = film.animation(pictures(tmp_path, 9), tmp_path / "a.webp", seconds=6)
     frames = shown(out)
     levels = [np.asarray(frame)[30, 45].mean() for frame, _ in frames]
-    np.testing.assert_allclose(levels, [255 * index // 8 for index in range(9)], atol=4)
+    np.testing.assert_allclose(levels, [255 * index // 8 for index in range(9)], atol=4)  # lossy WebP
     durations = [duration for _, duration in frames]
     assert sum(durations) == pytest.approx(6000, abs=20)
     assert durations[-1] == 2000 > 3 * durations[0]
@@ -49,8 +49,8 @@ def test_the_bar_along_the_bottom_grows_to_the_full_width(tmp_path: Path) -> Non
     blue = np.array((0x00, 0x72, 0xB2))
     lengths = [(abs(np.asarray(frame)[-2].astype(int) - blue).max(axis=-1) <= 80).sum() for frame in frames]
     assert lengths == sorted(lengths)
-    assert lengths[0] == pytest.approx(18, abs=4)
-    assert lengths[-1] == pytest.approx(90, abs=2)
+    assert lengths[0] == pytest.approx(18, abs=4)  # lossy WebP blurs the bar's end over half of its 8-pixel blocks
+    assert lengths[-1] == pytest.approx(90, abs=2)  # and the picture's edge by less
 
 
 def test_a_long_film_is_thinned_to_sixty_frames_with_both_ends(tmp_path: Path) -> None:

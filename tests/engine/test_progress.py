@@ -85,6 +85,13 @@ def test_lines_say_step_kimg_losses_speed_and_time_left(clock: Clock) -> None:
     assert line == "a run: step 50/100 | 3.2 kimg | critic 1.250  generator -2.000 | 128 images/s | 0:25 left"
 
 
+def test_the_first_step_says_no_time_left_where_it_took_under_a_second(clock: Clock) -> None:
+    stream = io.StringIO()
+    train(Progress(100, unit_images=64, description="run", stream=stream, rate=Rate(clock)), clock, range(1, 51))
+    lines = stream.getvalue().splitlines()
+    assert lines[0].endswith("128 images/s") and all("left" in line for line in lines[1:])
+
+
 @pytest.mark.parametrize("steps", [1, 3, 20, 21, 1000, 12345])
 def test_a_run_prints_about_twenty_lines_the_first_and_the_last_among_them(clock: Clock, steps: int) -> None:
     stream = io.StringIO()

@@ -297,6 +297,8 @@ def test_the_pull_on_samples_is_the_losss_gradient() -> None:
 def test_refusals_come_before_anything_is_made() -> None:
     with pytest.raises(InvalidData, match="'cgan' needs 'labels', and data 'noise' has only real"):
         Trainer(recipes.get("cgan", image_size=16, channels=1, width=4), images())
+    with pytest.raises(InvalidData, match="'dcgan' was built for image_size 32, and data 'noise' has image_size 16"):
+        Trainer(recipes.get("dcgan", image_size=32, channels=1, width=4), images())
     gan = recipes.get("gan", image_size=0, channels=2, width=4)
     for settings, error, message in (
         ({"batch": 0}, InvalidValue, "batch: expected at least 1, got 0"),
