@@ -12,8 +12,9 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/*/*)
 CPP     := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh)
 # The environment's own tools first: its ninja is what setup.py finds.
 WITH    := PATH="$(CURDIR)/$(BIN):$$PATH"
-# Built without isolation, so that the build's tools are pinned as well, and only C++ that changed is compiled again.
-TOOLS   := setuptools pybind11 ninja
+# Built without isolation, so that the build's tools are pinned as well, and only C++ that changed is compiled again. The
+# kernels are compiled with the headers of the torch that is there: it comes first.
+TOOLS   := setuptools pybind11 ninja torch
 INSTALL := $(WITH) $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 .PHONY: help demo test lint format pytest learning clean
@@ -62,13 +63,13 @@ $(VENV)/.python:
 $(VENV)/.installed: $(VENV)/.python $(SOURCES)
 	$(INSTALL) $(TOOLS)
 	$(INSTALL) --no-build-isolation -e .
-	@$(BIN)/python -m ganfast._build
+	@$(BIN)/python -c "from ganfast import _build; print(_build.report())"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.python $(SOURCES)
 	$(INSTALL) $(TOOLS)
 	$(INSTALL) --no-build-isolation -e '.[dev]'
-	@$(BIN)/python -m ganfast._build
+	@$(BIN)/python -c "from ganfast import _build; print(_build.report())"
 	@touch $(VENV)/.installed $@
 
 clean:

@@ -11,9 +11,22 @@ echo "== build"
 python3 -m pip install --quiet --no-build-isolation --no-deps --editable . 2>&1 | tail -n 5 || status=1
 python3 -m ganfast doctor --verbose | tee "$OUT/doctor.txt" || status=1
 
-echo "== tests on the GPU"
-python3 -m pytest tests/gpu -q 2>&1 | tee "$OUT/gpu-tests.txt" || status=1
+echo "== tests on the GPU, with each backend"
+for backend in cuda triton reference; do
+    GANFAST_CUDA=$backend python3 -m pytest tests/gpu -q 2>&1 | tee "$OUT/gpu-tests-$backend.txt" || status=1
+done
 
-echo "== every recipe, images per second"
+echo "== compute-sanitizer"
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        GANFAST_CUDA=cuda timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+            python3 -m pytest tests/gpu -q -k "kernels and small" 2>&1 | tee "$OUT/$tool.txt" || status=1
+    done
+else
+    echo "compute-sanitizer is not installed: races and bad accesses were not looked for" | tee "$OUT/memcheck.txt"
+fi
+
+echo "== benches"
+python3 -m ganfast bench ops --device cuda --seconds 2 --out "$OUT/ops.csv" || status=1
 python3 benches/recipes.py --device cuda --out "$OUT/recipes.csv" || status=1
 exit $status

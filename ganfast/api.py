@@ -21,6 +21,7 @@ from ganfast.data import Dataset, open_dataset
 from ganfast.engine import checkpoint, loop, trainer
 from ganfast.engine.randomness import seeded
 from ganfast.engine.runfolder import CONFIG, RunFolder, locked, read_config
+from ganfast.engine.samples import counted
 from ganfast.engine.settings import Settings
 from ganfast.errors import Damaged, InvalidData, InvalidType, InvalidValue, NotFound, near
 from ganfast.recipe import Recipe
@@ -28,6 +29,13 @@ from ganfast.recipe import Recipe
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 DATA_OPTIONS = ("image_size", "channels", "filter")  # how the data are opened; the recipe takes its size and channels from them
 STEPS = 2000  # iterations of a run whose length nobody gave
+_RECORDED = {  # what config.json must hold, by section, for a run to go on
+    "": ("recipe", "named", "options", "data", "engine", "given"),
+    "data": ("name", "source", "options", "digest", "image_size", "channels", "points"),
+    "engine": SETTINGS,
+    "options": (),
+    "given": (),
+}
 _FREE = ("device", "keep", "log_every", "tick_every", "checkpoint_every")  # may differ when a run goes on
 
 
@@ -55,9 +63,7 @@ class Trainer(trainer.Trainer):
 
         SIGINT and SIGTERM save and end it early; ``Run.interrupted`` then names the signal.
         """
-        if steps < 0:
-            raise InvalidValue(f"run: expected steps of at least 0, got {steps}")
-        return self._run_until(self.steps + steps)
+        return self._run_until(self.steps + counted("run: expected steps", steps, least=0))
 
     def _run_until(self, until: int) -> Run:
         if until < self.steps:
@@ -68,19 +74,21 @@ class Trainer(trainer.Trainer):
         if end and until > max(end, self.steps):
             raise InvalidValue(
                 f"step sizes reach zero at iteration {end}, so nothing is learned from there to {until}: "
-                f"train anew with decay_steps={until}, or with decay='none'"
+                f"train anew with decay_steps={until} (--decay-steps), or with decay='none' (--decay none)"
             )
         if self.settings.decay != "none" and not self.settings.decay_steps:
             self.settings = dataclasses.replace(self.settings, decay_steps=until)
             self.config = {**self.config, "engine": {**self.config["engine"], "decay_steps": until}}
         if self.out is None:
-            return Run(self, None, self.steps, [], loop.run(self, until))
+            interrupted = loop.run(self, until)
+            return Run(self, None, self.steps, [], interrupted)
         with locked(self.out):
+            before = self.config
             commands = {"command": command(self.config, until), "resume": command(self.config, until, resume=True)}
             self.config = {**self.config, "steps": until, "intervals": loop.intervals(self.settings, until), **commands}
             self._folder = RunFolder.create(self.out, self.config, resume=True)
             checkpoint.truncate_after(self._checkpoints, self.steps)
-            self._folder.truncate_after(self.steps)
+            loop.rewind(self._folder, self.steps, before)
             self.sweep()
             seconds = max((row.get("seconds", 0.0) for row in self._folder.rows()), default=0.0)
             interrupted = loop.run(self, until, self._folder, seconds=seconds)
@@ -128,7 +136,7 @@ class Trainer(trainer.Trainer):
         if training and opened.digest != config["data"]["digest"]:
             raise InvalidData(f"{out} was trained on {config['data']['name']!r}, and the contents of {opened.name!r} differ")
         engine = {**config["engine"], **{key: value for key, value in settings.items() if key in _FREE}}
-        self = cls.__new__(cls)
+        self = cls.__new__(cls) if training else _ForSamples.__new__(_ForSamples)
         trainer.Trainer.__init__(self, recipe, opened, out=out, **engine)
         described = {**config["data"], "source": _source(data) or config["data"]["source"]}
         self.config, self._folder = {**config, "engine": engine, "data": described, "out": str(out)}, RunFolder(out)
@@ -171,8 +179,8 @@ def train(
     ``options`` are those of :class:`Trainer`. ``resume`` goes on with the run in ``out``, to its own length unless given. See
     :class:`Trainer` for what is raised.
     """
-    if steps is not None and steps < 0:
-        raise InvalidValue(f"train: expected steps of at least 0, got {steps}")
+    if steps is not None:
+        steps = counted("train: expected steps", steps, least=0)
     if not resume:
         return Trainer(recipe, data, out=out, **options)._run_until(STEPS if steps is None else steps)
     if out is None:
@@ -182,6 +190,23 @@ def train(
     own = None if isinstance(recipe, str) else recipe
     resumed = Trainer.resume(out, recipe=own, data=data, begin_again=True, **options)
     return resumed._run_until(resumed.config.get("steps", STEPS) if steps is None else steps)
+
+
+class _ForSamples(Trainer):
+    """A run that was opened without its data: it makes samples, and there is nothing to train on."""
+
+    def step(self) -> dict[str, torch.Tensor]:
+        raise self._refusal
+
+    def save(self) -> Path:
+        raise self._refusal
+
+    def _run_until(self, until: int) -> Run:
+        raise self._refusal
+
+    @property
+    def _refusal(self) -> InvalidValue:
+        return InvalidValue(f"{self.out} was opened for samples alone: resume it without training=False to train or save")
 
 
 def build(name: str, data: Dataset, *, seed: int = 0, **options: Any) -> Recipe:
@@ -285,9 +310,14 @@ def _stand_in(described: Mapping[str, Any], recipe: Recipe) -> Dataset:
 def _run_config(out: Path) -> dict[str, Any]:
     """config.json of a run that can go on. Raises NotFound or Damaged."""
     config = read_config(out)
-    for key in ("recipe", "named", "options", "data", "engine", "given"):
-        if key not in config:
-            raise Damaged(f"{out / CONFIG} has no {key!r}: it is not the configuration of a run that can go on")
+    for section, keys in _RECORDED.items():
+        entries = config[section] if section else config
+        if not isinstance(entries, dict):
+            raise Damaged(f"{out / CONFIG}: expected {section!r} to be a JSON object, got {entries!r}")
+        for key in keys:
+            if key not in entries:
+                missing = f"{section}.{key}" if section else key
+                raise Damaged(f"{out / CONFIG} has no {missing!r}: it is not the configuration of a run that can go on")
     return config
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import typing
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +139,13 @@ def train_command(name: str) -> click.Command:
             for key, value in values.items()
             if context.get_parameter_source(key) is click.core.ParameterSource.COMMANDLINE
         }
-        _train(name, values["data"], values["out"], values["steps"], values["resume"], given)
+        if values["resume"]:
+            needed = f"for the run in {values['out']}: go on where there is more, or on another --device"
+        else:
+            width = values["width"] or "as usual"
+            needed = f"with batch {values['batch']} and width {width}: make --batch or --width smaller"
+        with _in_memory(needed):
+            _train(name, values["data"], values["out"], values["steps"], values["resume"], given)
 
     groups = [("Run", run), ("Data", data), (f"Recipe {name}", recipe), ("Engine", engine)]
     page = sys.modules[f"ganfast.recipes.{name.replace('-', '_')}"].__doc__ or ""
@@ -147,16 +156,30 @@ def train_command(name: str) -> click.Command:
 def _train(name: str, data: str, out: str, steps: int | None, resume: bool, given: dict[str, Any]) -> None:
     from ganfast import _build, api
     from ganfast.data import host
+    from ganfast.engine.runfolder import removed_if_untrained
 
     if not host.AVAILABLE:
-        click.echo(_build.in_one_line(), err=True)
+        click.echo(_build.report(), err=True)
     options = {key: value for key, value in given.items() if key not in ("data", "out", "steps", "resume")}
-    run = api.train(name, data, steps=steps, out=out, resume=resume, **options)
+    with removed_if_untrained(Path(out)):
+        run = api.train(name, data, steps=steps, out=out, resume=resume, **options)
     if run.interrupted:
         go_on = run.trainer.config["resume"]
         click.echo(f"stopped by {run.interrupted} at iteration {run.steps}; go on with: {go_on}")
     else:
         click.echo(f"{run.steps} iterations; everything is in {run.report}")
+
+
+@contextmanager
+def _in_memory(needed: str) -> Iterator[None]:
+    """Where memory runs out, one line that says for what and what would help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = "out of memory|can't allocate memory|size calculation overflowed"  # by torch, whose CPU half has no class for it
+        if not isinstance(error, MemoryError) and not re.search(said, str(error)):
+            raise
+        raise InvalidValue(f"out of memory {needed}") from error
 
 
 def _option(name: str, kind: type, choices: Iterable[Any], default: Any, text: str) -> click.Option:
@@ -181,8 +204,9 @@ def sample(run: str, n: int, out: str, labels: int | None, truncation: float | N
     from ganfast.engine import export
 
     write = export.writer(Path(out))
-    trainer = api.Trainer.resume(run, device=device, training=False)
-    write(trainer.sample(n, truncation=truncation, labels=labels, seed=seed))
+    with _in_memory(f"with {n} samples: make --n smaller"):
+        trainer = api.Trainer.resume(run, device=device, training=False)
+        write(trainer.sample(n, truncation=truncation, labels=labels, seed=seed))
     click.echo(f"{n} samples of {trainer.recipe.name}, iteration {trainer.steps}, in {out}")
 
 
@@ -205,6 +229,32 @@ def recipes_table() -> None:
     Console(width=None if terminal else 200).print(table)
 
 
+@ganfast.group(cls=HelpfulGroup, short_help="Time the kernels against stock PyTorch.")
+def bench() -> None:
+    """Time ganfast against the strongest stock PyTorch, in turns, in one process; keep the machine idle meanwhile."""
+
+
+@bench.command()
+@click.argument("names", nargs=-1)
+@click.option("--device", default="auto", show_default=True, help="auto takes a GPU where there is one; cpu, cuda, cuda:1")
+@click.option("--out", help="a CSV file that the rows are added to")
+@click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(min=0.01), help="for each provider of a case")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores unless given")
+def ops(names: tuple[str, ...], device: str, out: str | None, seconds: float, threads: int | None) -> None:
+    """The ops called NAMES, or all of them, each backend against stock PyTorch."""
+    import torch
+
+    from ganfast.benches import harness
+    from ganfast.benches import ops as benches
+    from ganfast.engine.settings import resolve_device
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    harness.check(target := None if out is None else Path(out))
+    for name in names or benches.NAMES:
+        harness.run(benches.cases(name, resolve_device(device)), target, seconds=seconds, show=click.echo)
+
+
 @ganfast.command()
 @click.option("--verbose", is_flag=True, help="versions of everything, and what has run on a GPU")
 def doctor(verbose: bool) -> None:
@@ -216,14 +266,25 @@ def doctor(verbose: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> typing.NoReturn:
     """The command's entry point. Bad input is one line on stderr and exit status 2, a run that diverged 1."""
-    try:
-        ganfast.main(arguments, prog_name="ganfast", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        sys.exit(end.exit_code)
-    except (click.ClickException, Error) as error:
-        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print("ganfast:", " ".join(text.split()), file=sys.stderr)
-        sys.exit(1 if isinstance(error, NonFinite) else 2)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(str(message))
+        try:
+            ganfast.main(arguments, prog_name="ganfast", standalone_mode=False)
+        except click.exceptions.Exit as end:
+            sys.exit(end.exit_code)
+        except click.ClickException as error:
+            _say(error.format_message())
+            sys.exit(2)
+        except Error as error:
+            _say(str(error))
+            sys.exit(1 if isinstance(error, NonFinite) else 2)
+        except OSError as error:  # a file or folder that nothing above knew more about
+            _say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            sys.exit(2)
+        except (KeyboardInterrupt, click.Abort):
+            sys.exit(130)
     sys.exit(0)
+
+
+def _say(text: str) -> None:
+    print("ganfast:", " ".join(text.split()), file=sys.stderr)

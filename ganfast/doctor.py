@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
+from ganfast import _build as build
 from ganfast import backends
-from ganfast._build import host_status
 from ganfast._version import __version__
 from ganfast.backends import AVAILABLE, TABLE
+from ganfast.errors import NotWritable
 
 Rows = list[tuple[str, str]]
 
@@ -86,14 +87,27 @@ def _cuda() -> Rows:
     ]
 
 
+def _compiler() -> list[str]:
+    """setup.py's rule, once more because setup.py is not installed; a test holds the two together."""
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        return chosen
+    configured = shlex.split(sysconfig.get_config_var("CXX") or "")
+    return configured if configured and shutil.which(configured[0]) else ["c++"]
+
+
+def _nvcc() -> str:
+    """The same of nvcc."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [*(f"{home}/bin/nvcc" for home in homes if home), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    return next((path for path in map(shutil.which, candidates) if path), "nvcc")
+
+
 def _build() -> Rows:
-    built, detail = host_status()
-    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
-    nvcc = shutil.which("nvcc") or str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc"))
+    libraries = {name: build.status(library) for library, name in build.LIBRARIES.items()}
     return [
-        ("C++ host module", f"built: {detail}" if built else f"not built, pure Python instead: {detail}"),
-        ("C++ compiler", _version_line(compiler, "")),
-        ("nvcc", _version_line([nvcc], "release")),
+        *((name, f"{'built' if built else 'not built'}: {detail}") for name, (built, detail) in libraries.items()),
+        ("C++ compiler", _version_line(_compiler(), "")),
+        ("nvcc", _version_line([_nvcc()], "release")),
     ]
 
 
@@ -109,13 +123,17 @@ def _version_line(program: list[str], word: str) -> str:
 def _data() -> Rows:
     from ganfast.data.cache import folder
 
-    place = folder(None)
-    existing = next(parent for parent in (place, *place.parents) if parent.exists())
-    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    try:
+        place = folder(None)
+        existing = next(parent for parent in (place, *place.parents) if os.path.exists(parent))
+        writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+        cache = f"{place} ({'writable' if writable else 'not writable: data sets stay in memory'})"
+    except NotWritable as error:
+        cache = f"none: {error}; data sets stay in memory"
     embedded = importlib.resources.files("ganfast.data").joinpath("embedded")
     files = sorted(entry.name for entry in embedded.iterdir()) if embedded.is_dir() else []
     return [
-        ("cache", f"{place} ({'writable' if writable else 'not writable: data sets stay in memory'})"),
+        ("cache", cache),
         ("embedded", ", ".join(name for name in files if name.endswith(".gz")) or "missing: install ganfast again"),
     ]
 

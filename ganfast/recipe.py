@@ -168,11 +168,12 @@ class Recipe:
             raise InvalidValue(f"recipe {self.name!r} has no phases")
         if len({phase.name for phase in self.phases}) < len(self.phases):
             raise InvalidValue(f"recipe {self.name!r} has two phases of one name: logs and NaN counts go by it")
-        for name in self.ema:
-            if name not in self.networks:
-                raise InvalidValue(
-                    f"recipe {self.name!r} averages {name!r}, which is no network of it{near(name, self.networks)}"
-                )
+        for what, names in (("averages", self.ema), ("has an optimizer for", self.optimizers)):
+            for name in names:
+                if name not in self.networks:
+                    raise InvalidValue(
+                        f"recipe {self.name!r} {what} {name!r}, which is no network of it{near(name, self.networks)}"
+                    )
 
     @property
     def reads(self) -> tuple[str, ...]:

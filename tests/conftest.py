@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,24 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GANFAST_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder with another in it that this process may not enter; root, who may enter everything, gives that up meanwhile."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread; see capset(2)
+    had = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, had) == 0
+    without = (ctypes.c_uint32 * 6)(*had)
+    without[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    folder = tmp_path / "closed"
+    (folder / "inner").mkdir(parents=True)
+    folder.chmod(0o600)
+    assert libc.capset(header, without) == 0
+    yield folder
+    assert libc.capset(header, had) == 0
+    folder.chmod(0o700)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def test_a_run_says_what_it_left(tmp_path: Path, data: Path) -> None:
     assert run.log == [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in run.log] == [1, 2, 3]
     bare = ganfast.train("dcgan", data, steps=3, **SMALL)
+    assert bare.steps == 3 and ganfast.Trainer("dcgan", data, **SMALL).run(2).steps == 2
     assert (bare.out, bare.report, bare.log, bare.interrupted) == (None, None, [], "") and equal(bare.trainer, run.trainer)
     assert run.trainer.sample(2).shape == (2, 16, 16, 1)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -135,6 +137,31 @@ def test_a_recipe_object_that_wants_decay_gets_the_length_of_the_run(data: Path)
 
     run = ganfast.train(recipe(), data, steps=8, batch=4)
     assert run.trainer.settings.decay == "linear" and run.trainer.settings.decay_steps == 8
+
+
+def test_an_interrupted_run_shows_where_it_stands_and_goes_on_without_a_trace(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare: dict[str, Any] = {**SMALL, "log_every": 3, "tick_every": 5, "steps": 7}
+    straight = ganfast.train("dcgan", data, out=tmp_path / "straight", **rare)
+    step = ganfast.Trainer.step
+
+    def interrupted(self: ganfast.Trainer) -> Any:
+        if self.steps == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ganfast.Trainer, "step", interrupted)
+        stopped = ganfast.train("dcgan", data, out=tmp_path / "stopped", **rare)
+    assert stopped.interrupted == "SIGINT" and [row["step"] for row in stopped.log] == [3, 4]
+    assert sorted(file.name for file in (tmp_path / "stopped" / "samples").iterdir())[1:] == ["step-00000004.png"]
+    resumed = ganfast.train("dcgan", data, out=tmp_path / "stopped", resume=True)
+    assert [row["step"] for row in resumed.log] == [row["step"] for row in straight.log] == [3, 6, 7]
+    pictures = [
+        {file.name: file.read_bytes() for file in (run / "samples").iterdir()} for run in (resumed.out, straight.out) if run
+    ]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == 3
 
 
 def test_an_explicit_older_checkpoint(tmp_path: Path, data: Path) -> None:
@@ -267,6 +294,22 @@ def test_a_damaged_configuration_is_named(tmp_path: Path, data: Path, text: str)
         ganfast.Trainer.resume(tmp_path / "run")
 
 
+@pytest.mark.parametrize("missing", ["data.digest", "data.points", "data", "engine.seed", "engine.batch", "given", "options"])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_configuration_lacks_is_named(tmp_path: Path, data: Path, missing: str, training: bool) -> None:
+    ganfast.train("dcgan", data, steps=1, out=tmp_path / "run", **SMALL)
+    place = tmp_path / "run" / "config.json"
+    config = json.loads(place.read_text())
+    *section, key = missing.split(".")
+    del (config[section[0]] if section else config)[key]
+    place.write_text(json.dumps(config))
+    with pytest.raises(Damaged, match=rf"config\.json has no '{missing}'"):
+        ganfast.Trainer.resume(tmp_path / "run", training=training)
+    place.write_text(json.dumps({**config, "recipe": "dcgan", "options": {}, "given": {}, "data": [], "engine": {}}))
+    with pytest.raises(Damaged, match=r"config\.json: expected 'data' to be a JSON object, got \[\]"):
+        ganfast.Trainer.resume(tmp_path / "run", training=training)
+
+
 def test_a_damaged_checkpoint_falls_back_and_ends_the_same(tmp_path: Path, data: Path) -> None:
     out, told = tmp_path / "run", list[str]()
     first = ganfast.train("dcgan", data, steps=6, out=out, checkpoint_every=2, log_every=1, **SMALL)
@@ -302,6 +345,30 @@ def test_a_state_that_does_not_fit_changes_nothing(tmp_path: Path, data: Path) -
         assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
     with pytest.raises(Damaged, match="expected a checkpoint of recipe 'dcgan', format 1, got one of 'gan', format 1"):
         trainer.load(checkpoint.State(state.tensors, {**state.scalars, "recipe": "gan"}))
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.tensors.items()}
+    for key in ("step", "rollbacks", "sampled", "skipped"):
+        for scalars in ({k: v for k, v in state.scalars.items() if k != key}, {**state.scalars, key: "x"}):
+            with pytest.raises(Damaged, match=f"expected '{key}' to be a whole number"):
+                trainer.load(checkpoint.State(zeros, scalars))
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
+
+
+def test_a_save_is_of_the_state_as_it_is(tmp_path: Path, data: Path) -> None:
+    """Also where the same iteration is saved already: with weights set by hand, or by another run in the same folder."""
+    trainer = ganfast.Trainer("dcgan", data, out=tmp_path / "run", **SMALL)
+    trainer.step()
+    first = trainer.save()
+    assert trainer.save() == first
+    with torch.no_grad():
+        trainer.networks.G.get_parameter("layers.0.weight").fill_(3)
+    state = checkpoint.read(trainer.save())
+    assert (state.tensors["networks.G.layers.0.weight"] == 3).all()
+    assert equal(ganfast.Trainer.resume(tmp_path / "run"), trainer)
+    recipe = recipes.get("dcgan", image_size=16, channels=1, width=4)
+    other = ganfast.engine.trainer.Trainer(recipe, ganfast.data.open_dataset(data), out=tmp_path / "run", batch=4, seed=1)
+    other.step()
+    assert checkpoint.read(other.save()).scalars["settings"]["seed"] == 1
+    assert len(checkpoint.saves(tmp_path / "run" / "checkpoints")) == 1
 
 
 def test_looking_at_a_run_that_is_going_on_disturbs_nothing(tmp_path: Path, data: Path) -> None:
@@ -348,6 +415,11 @@ def test_refusals_leave_nothing(
 def test_more_refusals(tmp_path: Path, data: Path) -> None:
     with pytest.raises(InvalidValue, match="steps of at least 0, got -1"):
         ganfast.train("dcgan", data, steps=-1, out=tmp_path / "run")
+    for steps in ("3", 3.0):
+        with pytest.raises(InvalidType, match=rf"train: expected steps as an integer, got {steps!r}"):
+            ganfast.train("dcgan", data, steps=steps, out=tmp_path / "run")  # type: ignore[arg-type]
+        with pytest.raises(InvalidType, match=rf"run: expected steps as an integer, got {steps!r}"):
+            ganfast.Trainer("dcgan", data, **SMALL).run(steps)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(NotWritable, match=r"expected a folder, and .*file is a file"):
@@ -378,6 +450,11 @@ def test_a_run_is_sampled_where_its_data_are_not(tmp_path: Path, data: Path) -> 
         ganfast.Trainer.resume(tmp_path / "run")
     for_samples = ganfast.Trainer.resume(tmp_path / "run", training=False)
     assert np.array_equal(for_samples.sample(5, seed=1), trained.sample(5, seed=1))
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    for train in (for_samples.step, for_samples.save, lambda: for_samples.run(1), lambda: for_samples.run(0)):
+        with pytest.raises(InvalidValue, match="was opened for samples alone: resume it without training=False"):
+            train()
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     arrays = ganfast.Trainer("dcgan", np.zeros((8, 16, 16, 1), np.uint8), out=tmp_path / "array", **SMALL)
     arrays.save()
     assert ganfast.Trainer.resume(tmp_path / "array", training=False).sample(2).shape == (2, 16, 16, 1)

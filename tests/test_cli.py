@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ganfast
 from ganfast import cli, recipes
-from ganfast.engine import loop
+from ganfast.engine import loop, runfolder
 from ganfast.engine.settings import Settings
 
 Result = tuple[int, str, str]
@@ -222,6 +223,97 @@ def test_places_that_cannot_be_written(refused: Callable[..., str], data: Path, 
     for out in (tmp_path / "file", tmp_path / "file" / "deep" / "run"):
         assert f"{tmp_path / 'file'} is a file" in refused("train", "dcgan", "--data", data, "--out", out, *SMALL)
     assert "/proc/nothing" in refused("train", "dcgan", "--data", data, "--out", "/proc/nothing/run", *SMALL)
+
+
+def test_places_that_may_not_be_entered(
+    refused: Callable[..., str], finished: Path, data: Path, closed: Path, tmp_path: Path
+) -> None:
+    train = ["train", "dcgan", *SMALL]
+    assert "Permission denied" in refused(*train, "--data", data, "--out", closed / "run")
+    assert f"{closed / 'x.npz'} cannot be read" in refused(*train, "--data", closed / "x.npz", "--out", tmp_path / "run")
+    for place in (closed / "inner", closed):
+        assert "Permission denied" in refused(*train, "--data", data, "--out", place, "--resume")
+        assert "Permission denied" in refused("sample", place, "--out", tmp_path / "a.png")
+    assert "ermission denied" in refused("sample", finished / "dcgan", "--out", closed / "a.png")
+
+
+def test_names_that_are_too_long(refused: Callable[..., str], finished: Path, data: Path, tmp_path: Path) -> None:
+    train, long = ["train", "dcgan", *SMALL], tmp_path / ("n" * 300)
+    assert "File name too long" in refused(*train, "--data", data, "--out", long)
+    assert "File name too long" in refused(*train, "--data", data, "--out", long, "--resume")
+    assert "File name too long" in refused(*train, "--data", long, "--out", tmp_path / "run")
+    assert "File name too long" in refused("sample", long, "--out", tmp_path / "a.png")
+    assert "File name too long" in refused("sample", finished / "dcgan", "--out", long)
+
+
+def test_a_run_among_its_own_data(refused: Callable[..., str], tmp_path: Path) -> None:
+    for number in range(4):
+        picture(tmp_path / "images" / f"{number}.png")
+    for out in ("images", "images/run"):
+        message = refused("train", "dcgan", "--data", tmp_path / "images", "--out", tmp_path / out, *SMALL)
+        assert f"{tmp_path / out} lies within the data {tmp_path / 'images'}" in message
+
+
+@pytest.mark.parametrize("recipe", ["dcgan", "gan"])
+def test_too_little_memory(command: Command, data: Path, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than any machine can address. What the run had begun is gone, so that the corrected command is taken."""
+    monkeypatch.setattr(runfolder, "_open_events", lambda *_: None)
+    train = ["train", recipe, "--data", data, "--out", tmp_path / "deep" / "run"]
+    for batch, width in ((10**14, 4), (4, 10**12)):
+        code, out, err = command(*train, "--width", width, "--batch", batch)
+        line = f"ganfast: out of memory with batch {batch} and width {width}: make --batch or --width smaller"
+        assert (code, out, err.splitlines()[-1]) == (2, "", line) and "Traceback" not in err
+        assert list(tmp_path.iterdir()) == [data]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_runs_out_later(
+    refused: Callable[..., str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    shutil.copytree(finished / "dcgan", tmp_path / "run")
+    monkeypatch.setattr(loop, "run", fail)
+    message = refused("train", "dcgan", "--data", finished / "data.npz", "--out", tmp_path / "run", "--resume", "--steps", 9)
+    assert message.startswith(f"out of memory for the run in {tmp_path / 'run'}")
+    monkeypatch.setattr(ganfast.Trainer, "sample", fail)
+    message = refused("sample", tmp_path / "run", "--n", 7, "--out", tmp_path / "a.npy")
+    assert message == "out of memory with 7 samples: make --n smaller"
+
+
+def test_other_errors_keep_their_traceback(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(loop, "run", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["train", "dcgan", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_warning_is_one_line(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "write_report", lambda run: run)
+    for number in range(100):
+        picture(tmp_path / "set" / f"{number:02}.png")
+    (tmp_path / "set" / "07.png").write_bytes(b"broken")
+    for run in ("first", "again"):  # decoded, and from the cache
+        code, _, err = command("train", "dcgan", "--data", tmp_path / "set", "--out", tmp_path / run, "--steps", 0, *SMALL)
+        assert code == 0
+        assert err.splitlines()[0] == "ganfast: set: 1 of 100 images cannot be read and are left out: 07.png"
+    assert "UserWarning" not in err and "warnings.warn" not in err
+
+
+def test_a_run_refused_at_its_beginning_leaves_the_place_free(refused: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    decay = ["--decay", "linear", "--decay-steps", 2, "--steps", 4]
+    assert "iteration 2" in refused("train", "dcgan", "--data", data, "--out", tmp_path / "deep" / "run", *SMALL, *decay)
+
+
+def test_a_step_size_is_finite(refused: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    for value in ("inf", "-inf", "nan"):
+        assert f", got {value}" in refused("train", "dcgan", "--data", data, "--out", tmp_path / "run", "--lr", value)
 
 
 def test_nothing_to_resume(refused: Callable[..., str], data: Path, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ import json
 import os
 import platform
 import re
+import runpy
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -42,25 +44,25 @@ def test_the_public_name_is_the_function_after_the_doctor_was_there() -> None:
 def test_a_missing_module_is_a_no_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "AVAILABLE", False)
     monkeypatch.setattr(host, "WHY_NOT", "no module named _host")
-    monkeypatch.setattr(_build, "why_not_built", lambda: "c++: error: out of luck")
+    monkeypatch.setattr(_build, "why_not_built", lambda _: "c++: error: out of luck")
     assert backends()["gather_images"] == {"reference": "available", "cpp": "c++: error: out of luck"}
-    monkeypatch.setattr(_build, "why_not_built", lambda: "")
+    monkeypatch.setattr(_build, "why_not_built", lambda _: "")
     assert backends()["gather_images"]["cpp"] == "no module named _host"
     report = doctor.report()
-    assert re.search(r"^  gather_images +yes +no$", report, re.MULTILINE)
-    assert re.search(r"^  fuse +yes +-$", report, re.MULTILINE)
+    assert re.search(r"^  gather_images +yes +no +- +-$", report, re.MULTILINE)
+    assert re.search(r"^  fuse +yes( +-)+$", report, re.MULTILINE)
     assert field(report, "permuted, cpp") == "no module named _host"
 
 
 def test_the_record_of_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = tmp_path / "_build_info.json"
     monkeypatch.setattr(_build, "RECORD", record)
-    assert _build.why_not_built() == ""
-    record.write_text(json.dumps({"host": {"built": False, "reason": "no C++ compiler"}}))
-    assert _build.why_not_built() == "no C++ compiler"
-    for torn in ("", "[]", '{"host": 3}', "{"):
+    assert _build.why_not_built("_host") == ""
+    record.write_text(json.dumps({"_host": {"built": False, "reason": "no C++ compiler"}}))
+    assert _build.why_not_built("_host") == "no C++ compiler"
+    for torn in ("", "[]", '{"_host": 3}', "{"):
         record.write_text(torn)
-        assert _build.why_not_built() == ""
+        assert _build.why_not_built("_host") == ""
 
 
 def test_it_reports_this_machine() -> None:
@@ -99,6 +101,40 @@ def test_the_compiler_is_the_one_that_a_build_would_take(tmp_path: Path, monkeyp
     assert field(doctor.report(), "C++ compiler") == "my c++ 99.1"
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     assert field(doctor.report(), "C++ compiler") == "not found"
+
+
+def test_compilers_are_found_as_setup_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("setuptools.setup", lambda **_: None)
+        build = runpy.run_path(str(Path(__file__).parents[1] / "setup.py"))
+    mine = tmp_path / "home" / "bin" / "nvcc"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("#!/bin/sh\n")
+    mine.chmod(0o755)
+    for name in ("CXX", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for configured in ("absent-c++ -pthread", "sh -pthread", "", None):
+        monkeypatch.setattr(sysconfig, "get_config_var", lambda _, value=configured: value)
+        assert doctor._compiler() == build["compiler"]()
+    monkeypatch.setenv("CXX", "my-c++ -pipe")
+    assert doctor._compiler() == build["compiler"]() == ["my-c++", "-pipe"]
+    for name in ("CUDA_PATH", "CUDA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+        assert doctor._nvcc() == build["nvcc"]() == str(mine)
+        monkeypatch.setenv(name, str(tmp_path / "absent"))
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GANFAST_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 2)
+    found = field(doctor.report(), "cache")
+    assert found.startswith("none: this user has no home folder") and found.endswith("data sets stay in memory")
+
+
+def test_a_cache_folder_that_may_not_be_entered(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GANFAST_CACHE", str(closed / "inner" / "cache"))
+    assert str(closed / "inner" / "cache") in field(doctor.report(), "cache")
 
 
 def test_the_cache_folder_is_judged_and_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

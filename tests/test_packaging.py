@@ -37,9 +37,9 @@ def copy_of_the_checkout(to: Path) -> Path:
     to.mkdir()
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, to)
-    for name in ("ganfast", "kernels", "csrc"):
+    for name in ("ganfast", "kernels", "benches", "csrc"):
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__"))
-    for objects in (ROOT / "build").glob("host-*"):  # ninja takes those that are up to date
+    for objects in (ROOT / "build").glob("*-*"):  # ninja takes those that are up to date
         shutil.copytree(objects, to / "build" / objects.name)
     return to
 
@@ -131,7 +131,8 @@ def test_without_a_compiler_the_install_goes_on_and_says_so_once(unbuilt: Wheel)
     assert unbuilt.output.count(NOT_BUILT) == 1
     assert not [name for name in unbuilt.names if name.endswith((".so", ".pyd"))]
     record = json.loads((unbuilt.site / "ganfast" / "_build_info.json").read_text())
-    assert record == {"host": {"built": False, "reason": "c++: fatal error: no space left in tray"}}
+    assert record["_host"] == {"built": False, "reason": "c++: fatal error: no space left in tray"}
+    assert not any(library["built"] or not library["reason"] for library in record.values())
     assert f"{NOT_BUILT} (c++: fatal error: no space left in tray)" in unbuilt.output
 
 
@@ -163,7 +164,7 @@ def test_a_source_distribution_holds_all_that_a_build_reads(tmp_path: Path) -> N
     subprocess.run(command, cwd=source, env=environment(tmp_path), capture_output=True, check=True)
     with tarfile.open(next((source / "dist").glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    read = {path for folder in ("csrc", "kernels", "ganfast") for path in (source / folder).rglob("*") if path.is_file()}
+    read = {path for folder in ("csrc", "kernels", "benches", "ganfast") for path in (source / folder).rglob("*") if path.is_file()}
     wanted = {str(path.relative_to(source)) for path in read} | {"pyproject.toml", "setup.py", "README.md", "LICENSE"}
     assert not wanted - held
 
@@ -208,7 +209,7 @@ def test_an_edited_header_is_built_again_and_a_failed_build_leaves_no_older_modu
     done = build_in_place(folder)
     assert (done.returncode, done.stdout.count(NOT_BUILT)) == (0, 1)
     assert not list((folder / "ganfast").glob("_host.*"))
-    record = json.loads((folder / "ganfast" / "_build_info.json").read_text())["host"]
+    record = json.loads((folder / "ganfast" / "_build_info.json").read_text())["_host"]
     assert not record["built"]
     assert re.search(r"error: .*forty_three", record["reason"])
 

@@ -22,20 +22,26 @@ from numpy.typing import NDArray
 
 from ganfast.data import digest
 from ganfast.data.dataset import Dataset
-from ganfast.errors import Damaged
+from ganfast.errors import Damaged, NotWritable
 from ganfast.files import sync_folder
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "entry.json"
 
 
 def folder(chosen: str | os.PathLike[str] | None) -> Path:
-    """Where caches live: what was asked for, else $GANFAST_CACHE, else $XDG_CACHE_HOME/ganfast, else ~/.cache/ganfast."""
+    """Where caches live: what was asked for, else $GANFAST_CACHE, else $XDG_CACHE_HOME/ganfast, else ~/.cache/ganfast.
+
+    Raises NotWritable where the user has no home.
+    """
     if chosen is not None:
         return Path(chosen)
     if os.environ.get("GANFAST_CACHE"):
         return Path(os.environ["GANFAST_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ganfast"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ganfast"
+    except RuntimeError:
+        raise NotWritable("this user has no home folder; set GANFAST_CACHE to a folder that can be written") from None
 
 
 class Entry:
@@ -133,7 +139,12 @@ def _write_manifest(path: Path, dataset: Dataset) -> None:
                     stream.flush()
                     os.fsync(stream.fileno())
             files[file.name] = {"group": group, "field": field, "sha256": digest.of_array(array)}
-    content = {"name": dataset.name, "class_names": list(dataset.class_names), "files": files}
+    content = {
+        "name": dataset.name,
+        "class_names": list(dataset.class_names),
+        "left_out": dataset.left_out,
+        "files": files,
+    }
     with open(path / MANIFEST, "w", encoding="utf-8") as stream:
         json.dump({"content": content, "sha256": _checksum(content)}, stream, indent=1)
         stream.flush()
@@ -151,7 +162,7 @@ def _load(path: Path) -> Dataset:
         if digest.of_array(array) != file["sha256"]:
             raise Damaged(f"{name} does not have its checksum")
         groups.setdefault(file["group"], {})[file["field"]] = array
-    return Dataset(content["name"], groups, tuple(content["class_names"]))
+    return Dataset(content["name"], groups, tuple(content["class_names"]), content["left_out"])
 
 
 def _checksum(content: Any) -> str:

@@ -23,7 +23,8 @@ class Dataset:
     ``groups`` holds independent sets of rows. An ordinary data set has the one group ``real`` with a field ``real`` and, where
     the classes are known, a field ``labels``; an unpaired pair has the groups ``a`` and ``b``, whose lengths may differ.
     A field is images uint8 (N, H, W, C) with H = W and C of 1 or 3, points float32 (N, D), or labels int64 (N,). All image
-    fields agree in size and channels. Field names are unique across groups.
+    fields agree in size and channels. Field names are unique across groups. ``left_out`` says which images of the source could
+    not be read, if any.
 
     Raises :class:`~ganfast.errors.InvalidData` if the arrays are none of these or do not fit each other.
     """
@@ -31,6 +32,7 @@ class Dataset:
     name: str
     groups: Mapping[str, Arrays]
     class_names: tuple[str, ...] = ()
+    left_out: str = ""
 
     def __post_init__(self) -> None:
         names = [field for group in self.groups.values() for field in group]

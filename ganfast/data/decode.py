@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -27,7 +26,7 @@ NAMED = 5  # unreadable pictures that a warning names
 
 
 class Unreadable:
-    """Counts pictures that do not decode: up to one in a hundred is left out with a warning, more is an error."""
+    """Counts pictures that do not decode: up to one in a hundred is left out, more is an error."""
 
     def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
@@ -44,12 +43,14 @@ class Unreadable:
                 f"remove or repair it: of {len(self.pictures)} images at most {self.allowed} may be unreadable"
             )
 
-    def warn(self) -> None:
-        if self.reasons:
-            named = ", ".join(self.pictures.where(i) for i in sorted(self.reasons)[:NAMED])
-            rest = f" and {len(self.reasons) - NAMED} more" if len(self.reasons) > NAMED else ""
-            message = f"{len(self.reasons)} of {len(self.pictures)} images cannot be read and are left out: {named}{rest}"
-            warnings.warn(message, stacklevel=2)
+
+def left_out(dataset: str, unreadable: Sequence[str], total: int) -> str:
+    """What to say of the ``unreadable`` among ``total`` pictures; nothing where there are none."""
+    if not unreadable:
+        return ""
+    more = f" and {len(unreadable) - NAMED} more" if len(unreadable) > NAMED else ""
+    named = ", ".join(unreadable[:NAMED])
+    return f"{dataset}: {len(unreadable)} of {total} images cannot be read and are left out: {named}{more}"
 
 
 def settled(groups: Mapping[str, Rows], look: Look) -> Look:
@@ -99,12 +100,16 @@ def _headers(pictures: Pictures, look: Look) -> Iterator[tuple[str, tuple[int, i
 
 
 class Decoding:
-    """The pictures as uint8 blocks (up to 256, S, S, C); once exhausted, ``kept`` holds the row numbers that decoded."""
+    """The pictures as uint8 blocks (up to 256, S, S, C).
+
+    Once exhausted, ``kept`` holds the row numbers that decoded, and ``unreadable`` the names of the others.
+    """
 
     def __init__(self, pictures: Pictures, look: Look) -> None:
         self.pictures = pictures
         self.look = look
         self.kept: NDArray[np.int64] = np.arange(0)
+        self.unreadable: list[str] = []
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         if isinstance(self.pictures, Stack) and self.pictures.array.shape[1:] == (
@@ -126,8 +131,8 @@ class Decoding:
                 block = []
         if block:
             yield np.stack(block)
-        unreadable.warn()
         self.kept = np.array(kept, np.int64)
+        self.unreadable = [self.pictures.called(i) for i in sorted(unreadable.reasons)]
 
 
 def _each(pictures: Pictures, work: Callable[[Image], T], unreadable: Unreadable, what: str) -> Iterator[tuple[int, T]]:

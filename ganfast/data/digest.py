@@ -47,11 +47,14 @@ def of_parts(parts: Iterable[tuple[str, str]]) -> str:
 
 
 def of_tree(root: Path, names: list[str]) -> str:
-    """Hex digest of the files ``names`` under ``root``: their relative names and their bytes."""
+    """Hex digest of the files ``names`` under ``root``: their relative names and their bytes, or that they cannot be read."""
 
     def one(name: str) -> str:
-        with open(root / name, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with open(root / name, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:  # a dangling link, say: decoding counts it among the images that cannot be read
+            return "unreadable"
 
     with ThreadPoolExecutor(WORKERS) as pool:
         return of_parts(zip(names, pool.map(one, names), strict=True))

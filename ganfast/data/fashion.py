@@ -15,6 +15,7 @@ import urllib.request
 from importlib import resources
 from pathlib import Path
 
+from ganfast.data import cache as caching
 from ganfast.data import idx
 from ganfast.data.pictures import Found, Rows, Source, Stack
 from ganfast.errors import Damaged, NotFound, NotWritable
@@ -40,12 +41,18 @@ def embedded() -> Found:
     return Found("fashion-mnist-10k", {"real": Rows(Stack(images, "fashion-mnist-10k"), labels)}, CLASS_NAMES)
 
 
-def train(cache: Path) -> Source:
-    """The 60,000 training images: from the system, from an earlier download below ``cache``, or downloaded now."""
-    mine = cache / "downloads" / "fashion-mnist"
-    for folder in (SYSTEM, mine):
-        if all((folder / name).is_file() for name in TRAIN):
-            return idx.source(folder / TRAIN_IMAGES, name="fashion-mnist", class_names=CLASS_NAMES)
+def train(cache: str | os.PathLike[str] | None) -> Source:
+    """The 60,000 training images: from the system, from an earlier download into the cache folder, or downloaded now."""
+
+    def at(folder: Path) -> Source | None:
+        here = all(os.path.isfile(folder / name) for name in TRAIN)
+        return idx.source(folder / TRAIN_IMAGES, name="fashion-mnist", class_names=CLASS_NAMES) if here else None
+
+    if source := at(SYSTEM):
+        return source
+    mine = caching.folder(cache) / "downloads" / "fashion-mnist"
+    if source := at(mine):
+        return source
     for name, checksum in TRAIN.items():
         _download(name, checksum, mine)
     return idx.source(mine / TRAIN_IMAGES, name="fashion-mnist", class_names=CLASS_NAMES)

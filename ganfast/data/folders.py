@@ -24,8 +24,14 @@ def folder(path: Path) -> Source:
         return idx.source(path / packed)
     labels = [name for name in names if name.rpartition("/")[2] == LABEL_FILE]
 
+    def read(name: str) -> bytes:
+        try:
+            return (path / name).read_bytes()
+        except OSError as error:
+            raise InvalidData(f"{path / name} cannot be read: {error.strerror}") from None
+
     def load() -> Found:
-        return _found(path, names, lambda name: (path / name).read_bytes(), lambda chosen: Files(path, chosen))
+        return _found(path, names, read, lambda chosen: Files(path, chosen))
 
     return Source(path.name, digest.of_tree(path, sorted(images + labels)), load)
 

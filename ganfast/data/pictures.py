@@ -23,6 +23,9 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
+    def called(self, i: int) -> str:
+        """The name of picture ``i`` within the collection, wherever that lies."""
+
     def where(self, i: int) -> str:
         """What to call picture ``i`` in an error."""
 
@@ -47,8 +50,11 @@ class Stack:
     def __len__(self) -> int:
         return len(self.array)
 
+    def called(self, i: int) -> str:
+        return f"image {i}"
+
     def where(self, i: int) -> str:
-        return f"{self.origin}, image {i}"
+        return f"{self.origin}, {self.called(i)}"
 
     def open(self, i: int) -> Image:
         return as_image(self.array[i])
@@ -63,6 +69,9 @@ class Files:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def called(self, i: int) -> str:
+        return self.names[i]
 
     def where(self, i: int) -> str:
         return str(self.root / self.names[i])
@@ -84,6 +93,9 @@ class Zipped:
     def __len__(self) -> int:
         return len(self.names)
 
+    def called(self, i: int) -> str:
+        return self.names[i]
+
     def where(self, i: int) -> str:
         return f"{self.path}: {self.names[i]}"
 
@@ -103,8 +115,11 @@ class Decoded:
     def __len__(self) -> int:
         return len(self.images)
 
+    def called(self, i: int) -> str:
+        return f"item {i}"
+
     def where(self, i: int) -> str:
-        return f"{self.origin}, item {i}"
+        return f"{self.origin}, {self.called(i)}"
 
     def open(self, i: int) -> Image:
         return self.images[i]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ganfast.data import arrays, cifar, digest, fashion, folders, idx, npz
 from ganfast.data import cache as caching
 from ganfast.data.dataset import Dataset
-from ganfast.data.decode import Decoding, settled
+from ganfast.data.decode import Decoding, left_out, settled
 from ganfast.data.pictures import Found, Source
 from ganfast.data.pixels import Look
 from ganfast.data.toy import ROWS, TOYS, toy
@@ -57,32 +57,37 @@ def open_dataset(
     Transparency is composited on white.
 
     Files are decoded once, into a folder below ``cache`` (by default $GANFAST_CACHE, else the user's cache folder), and from then
-    on memory-mapped; if it cannot be written, data stay in memory, with a warning.
+    on memory-mapped; if it cannot be written, data stay in memory, with a warning. Up to one image in a hundred may be
+    unreadable; they are left out, with a warning at every opening.
 
     Raises :class:`~ganfast.errors.NotFound`, :class:`~ganfast.errors.InvalidData`, :class:`~ganfast.errors.InvalidValue` or
     :class:`~ganfast.errors.InvalidType`, one line that names the file or value and says what would be right.
     """
     look = Look(image_size, channels, filter)
-    place = caching.folder(cache)
-    found = _find(source, look, place)
-    if not isinstance(found, Source):
-        return _finished(found, look, in_memory)
+    found = _find(source, look, cache)
+    dataset = _cached(found, look, cache) if isinstance(found, Source) else _finished(found, look, in_memory)
+    if dataset.left_out and dataset is not source:
+        warnings.warn(dataset.left_out, stacklevel=2)
+    return dataset
 
-    entry = caching.Entry(place, {"source": found.digest, "name": found.name, **asdict(look)})
+
+def _cached(source: Source, look: Look, cache: str | os.PathLike[str] | None) -> Dataset:
     try:
-        return entry.open() or entry.build(lambda path: _finished(found.load(), look, on_disk(path)))
+        entry = caching.Entry(caching.folder(cache), {"source": source.digest, "name": source.name, **asdict(look)})
+        return entry.open() or entry.build(lambda path: _finished(source.load(), look, on_disk(path)))
     except NotFound:
         raise
     except OSError as error:
-        warnings.warn(f"cache {place} cannot be written ({error.strerror or error}); the data stay in memory", stacklevel=2)
-        return _finished(found.load(), look, in_memory)
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        warnings.warn(f"the cache cannot be written ({reason}); the data stay in memory", stacklevel=3)
+        return _finished(source.load(), look, in_memory)
 
 
-def _find(source: Any, look: Look, place: Path) -> Source | Found | Dataset:
+def _find(source: Any, look: Look, cache: str | os.PathLike[str] | None) -> Source | Found | Dataset:
     if isinstance(source, Dataset):
         return source
     if isinstance(source, str) and source in names():
-        return _named(source, place)
+        return _named(source, cache)
     if isinstance(source, (str, os.PathLike)):
         return _at(Path(os.path.expanduser(source)), str(source))
     if isinstance(source, (np.ndarray, torch.Tensor)):
@@ -97,23 +102,24 @@ def _find(source: Any, look: Look, place: Path) -> Source | Found | Dataset:
     )
 
 
-def _named(name: str, place: Path) -> Source | Found | Dataset:
+def _named(name: str, cache: str | os.PathLike[str] | None) -> Source | Found | Dataset:
     if name == "fashion-mnist-10k":
         return fashion.embedded()
     if name == "fashion-mnist":
-        return fashion.train(place)
+        return fashion.train(cache)
     return Dataset(name, {"real": {"real": toy(name.removeprefix("toy:"), ROWS)}})
 
 
 def _at(path: Path, given: str) -> Source:
-    if not path.exists():
-        if os.sep in given or path.suffix:
-            raise NotFound(f"there is no file or folder {given}")
-        raise InvalidValue(f"no data set or path is called {given!r}{near(given, names())}")
-    path = path if path.name not in ("", "..") else path.resolve()  # what names the data set
     try:
+        path.stat()
+        path = path if path.name not in ("", "..") else path.resolve()  # what names the data set
         return folders.folder(path) if path.is_dir() else _file(path)
-    except PermissionError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        if os.sep in given or path.suffix:
+            raise NotFound(f"there is no file or folder {given}") from None
+        raise InvalidValue(f"no data set or path is called {given!r}{near(given, names())}") from None
+    except OSError as error:
         raise InvalidData(f"{error.filename or path} cannot be read: {error.strerror}") from None
 
 
@@ -171,12 +177,15 @@ def _finished(found: Found | Dataset, look: Look, store: Store) -> Dataset:
         return _as_it_is(found, look)
     look = settled(found.groups, look)
     groups: dict[str, dict[str, NDArray[Any]]] = {}
+    unreadable: list[str] = []
     for group, rows in found.groups.items():
         decoding = Decoding(rows.pictures, look)
         groups[group] = {group: store(group, decoding)}
+        unreadable += decoding.unreadable
         if rows.labels is not None:
             groups[group]["labels"] = rows.labels[decoding.kept]
-    return Dataset(found.name, groups, found.class_names)
+    total = sum(len(rows.pictures) for rows in found.groups.values())
+    return Dataset(found.name, groups, found.class_names, left_out(found.name, unreadable, total))
 
 
 def _as_it_is(dataset: Dataset, look: Look) -> Dataset:

@@ -5,6 +5,8 @@
 
 A save writes beside its final name, syncs every file and the folder, renames, syncs the parent, moves ``latest``, and then
 prunes. The manifest has every file's SHA-256; what does not match is passed over in favour of the save before it.
+A name is given once: another state of a step that is saved already becomes ``step-00000100.1``, so that a kill leaves one of
+the two whole, and the older is then pruned.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from ganfast.errors import Damaged, NotFound, NotWritable
 from ganfast.files import sync_folder, write_synced
 
 TENSORS, SCALARS, MANIFEST, LATEST = "state.safetensors", "state.json", "manifest.json", "latest"
+_NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -36,22 +40,28 @@ class State:
 
 
 def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
-    """Write ``folder/step-N`` atomically and prune all but it and the ``keep`` - 1 before it.
+    """Write ``folder/step-N`` atomically and prune all but it and the ``keep`` - 1 steps before it.
 
-    Raises NotWritable with older saves untouched.
+    A whole save of the same state is kept as it is. Raises NotWritable with older saves untouched.
     """
-    final = folder / f"step-{step:08d}"
+    files = _serialised(state)
+    same_step = [place for place in saves(folder) if _order(place)[0] == step]
+    number = _order(same_step[0])[1] + 1 if same_step else 0
+    final = folder / (f"step-{step:08d}.{number}" if number else f"step-{step:08d}")
     temporary = folder / f"{final.name}.tmp-{os.getpid()}"
     try:
-        if not _whole(final):  # the same step of the same run is the same state
-            shutil.rmtree(final, ignore_errors=True)
+        if same_step and _holds(same_step[0], files):
+            final = same_step[0]
+        else:
             shutil.rmtree(temporary, ignore_errors=True)  # process numbers come round again
             temporary.mkdir(parents=True)
-            _write_all(temporary, state)
+            _write_all(temporary, files)
             os.rename(temporary, final)
             sync_folder(folder)
         _point(folder, final.name)
-        for old in [place for place in saves(folder) if _step(place) < step][keep - 1 :]:
+        replaced = [place for place in same_step if place != final]
+        before = [place for place in saves(folder) if _order(place)[0] < step]
+        for old in [*replaced, *before[keep - 1 :]]:
             shutil.rmtree(old)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -61,8 +71,7 @@ def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
 
 def saves(folder: Path) -> list[Path]:
     """Every finished save, newest first."""
-    found = [place for place in folder.glob("step-*") if place.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=_step, reverse=True)
+    return sorted((place for place in folder.glob("step-*") if _NAME.fullmatch(place.name)), key=_order, reverse=True)
 
 
 def load(folder: Path, *, warn: Callable[[str], None]) -> State:
@@ -77,7 +86,7 @@ def load(folder: Path, *, warn: Callable[[str], None]) -> State:
         try:
             return read(place)
         except Damaged as error:
-            warn(f"{error}; falling back to the checkpoint before it")
+            warn(str(error) if place == found[-1] else f"{error}; falling back to the checkpoint before it")
     if saves(folder)[:1] != found[:1]:
         return load(folder, warn=warn)  # a run that is going on has saved and pruned meanwhile
     raise Damaged(f"every checkpoint in {folder} is damaged, the newest is {found[0].name}")
@@ -90,9 +99,12 @@ def read(place: Path) -> State:
 
     files = verify(place)
     try:
-        return State(deserialise(files[TENSORS]), json.loads(files[SCALARS]))
+        tensors, scalars = deserialise(files[TENSORS]), json.loads(files[SCALARS])
     except (SafetensorError, ValueError) as error:
         raise Damaged(f"{place} is damaged although its checksums fit: {error}") from None
+    if not isinstance(scalars, dict):
+        raise Damaged(f"{place / SCALARS}: expected a JSON object, got {type(scalars).__name__}")
+    return State(tensors, scalars)
 
 
 def verify(place: Path) -> dict[str, bytes]:
@@ -114,45 +126,57 @@ def verify(place: Path) -> dict[str, bytes]:
 
 
 def truncate_after(folder: Path, step: int) -> None:
-    """Forget the saves beyond ``step``: a run that went back to it goes on from there."""
+    """Forget the saves beyond ``step``: a run that went back to it goes on from there. Raises NotWritable."""
     for place in saves(folder):
-        if _step(place) > step:
-            shutil.rmtree(place)
+        if _order(place)[0] > step:
+            _remove(place)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what an interrupted save left behind."""
+    """Remove what an interrupted save left behind. Raises NotWritable."""
     for stale in folder.glob("*.tmp-*"):
-        if stale.is_dir() and not stale.is_symlink():
-            shutil.rmtree(stale, ignore_errors=True)
-        else:
-            stale.unlink(missing_ok=True)
+        _remove(stale)
 
 
-def _whole(place: Path) -> bool:
+def _remove(place: Path) -> None:
     try:
-        verify(place)
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+    except OSError as error:
+        raise NotWritable(f"cannot remove {place}: {error.strerror or error}") from error
+
+
+def _holds(place: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether a save is whole and has exactly this content."""
+    try:
+        return verify(place) == files
     except Damaged:
         return False
-    return True
 
 
-def _write_all(folder: Path, state: State) -> None:
-    """Every file of a save and the folder that names them, on the disk when this returns."""
+def _serialised(state: State) -> dict[str, bytes]:
     from safetensors.torch import save as serialise
 
-    files = {
+    return {
         TENSORS: serialise({name: _copy(tensor) for name, tensor in state.tensors.items()}),
         SCALARS: (json.dumps(state.scalars, indent=2) + "\n").encode(),
     }
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Every file of a save and the folder that names them, on the disk when this returns."""
     manifest = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     for name, data in {**files, MANIFEST: (json.dumps(manifest, indent=2) + "\n").encode()}.items():
         write_synced(folder / name, data)
     sync_folder(folder)
 
 
-def _step(place: Path) -> int:
-    return int(place.name.removeprefix("step-"))
+def _order(place: Path) -> tuple[int, int]:
+    """The step in a save's name, and which save of that step it is."""
+    step, number = _NAME.fullmatch(place.name).groups(default="0")  # type: ignore[union-attr]
+    return int(step), int(number)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,22 @@ def writer(target: Path) -> Write:
     }
     if target.suffix not in kinds:
         raise InvalidValue(f"{target}: expected a name ending in .png, .npy or .npz, or a folder without an ending")
-    if target.is_dir() and (target.suffix or any(target.iterdir())):
-        raise NotWritable(f"{target} is a folder that is not empty; choose another name")
-    if target.is_file() and not target.suffix:
-        raise NotWritable(f"{target} is a file; expected the name of a new folder")
-    nearest = next(place for place in target.absolute().parents if place.exists())
+    nearest = next(place for place in target.absolute().parents if os.path.exists(place))
     if not nearest.is_dir():
         raise NotWritable(f"cannot write {target}: expected a folder, and {nearest} is a file")
-    if not os.access(nearest, os.W_OK):
+    if not os.access(nearest, os.W_OK | os.X_OK):
         raise NotWritable(f"cannot write to {nearest}: permission denied")
+    try:
+        kind = target.stat().st_mode
+        taken = stat.S_ISDIR(kind) and (bool(target.suffix) or any(target.iterdir()))
+    except FileNotFoundError:
+        kind, taken = 0, False
+    except OSError as error:
+        raise NotWritable(f"cannot write {target}: {error.strerror}") from error
+    if taken:
+        raise NotWritable(f"{target} is a folder that is not empty; choose another name")
+    if stat.S_ISREG(kind) and not target.suffix:
+        raise NotWritable(f"{target} is a file; expected the name of a new folder")
 
     def write(samples: NDArray[Any]) -> None:
         try:

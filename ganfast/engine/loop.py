@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ganfast.engine.progress import Progress
 from ganfast.engine.report import write_report
-from ganfast.engine.runfolder import RunFolder
+from ganfast.engine.runfolder import RunFolder, sample_pictures, step_of
 from ganfast.engine.settings import Settings
 from ganfast.engine.signals import Interrupts
 from ganfast.engine.trainer import Trainer
@@ -29,7 +32,8 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
     """Train until iteration ``until``. Returns the name of the signal that ended it early, or an empty string.
 
     With a ``folder`` (``trainer.out``) it leaves the log, pictures, checkpoints and report there; ``seconds`` is what the run has
-    taken before. A full disk is noted and training goes on. Raises NonFinite where one roll-back did not help.
+    taken before. A full disk is noted and training goes on. A run that is ended early has a row and a picture of where it stands,
+    which :func:`rewind` takes away again. Raises NonFinite where one roll-back did not help.
     """
     log, tick, save = intervals(trainer.settings, until).values()
     began = time.monotonic() - seconds
@@ -39,6 +43,7 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
     drawable = folder is not None and (trainer.data.image_size > 0 or trainer.data.points == 2)
 
     with (
+        contextlib.closing(folder) if folder else contextlib.nullcontext(),  # TensorBoard's thread writes until then
         Interrupts() as interrupts,
         Progress(until, start=trainer.steps, unit_images=unit, description=trainer.recipe.name) as bar,
     ):
@@ -49,8 +54,16 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
             except NotWritable as error:
                 bar.note(f"{error}; training goes on without it")
 
-        if folder is not None and drawable and trainer.steps == 0:
-            keep(folder.save_sample, 0, picture(trainer))
+        def log_row(folder: RunFolder) -> None:
+            row = {"step": trainer.steps, "kimg": trainer.images / 1000, "seconds": time.monotonic() - began}
+            keep(folder.append, {**row, "images_per_second": bar.rate.mark(), **values, "skipped": trainer.skipped})
+
+        def draw(folder: RunFolder) -> None:
+            if drawable:
+                keep(folder.save_sample, trainer.steps, picture(trainer))
+
+        if folder is not None and trainer.steps % tick == 0 and not _sample(folder, trainer.steps):
+            draw(folder)
         rolled_back = False
         while trainer.steps < until and not interrupts.requested:
             try:
@@ -65,27 +78,50 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
                 bar.note(f"{error}; back to iteration {trainer.steps}, with other random draws")
                 continue
             step = trainer.steps
-            last = step == until
-            if step % log == 0 or last or not values:
+            if due(step, log, until) or not values:
                 values = as_floats(latest)
             bar.update(step, values)
             if folder is None:
                 continue
-            if step % log == 0 or last:
-                row = {"step": step, "kimg": trainer.images / 1000, "seconds": time.monotonic() - began}
-                keep(folder.append, {**row, "images_per_second": bar.rate.mark(), **values, "skipped": trainer.skipped})
-            if drawable and (step % tick == 0 or last):
-                keep(folder.save_sample, step, picture(trainer))
-            if step % save == 0 or last:
+            if due(step, log, until):
+                log_row(folder)
+            if due(step, tick, until):
+                draw(folder)
+            if due(step, save, until):
                 keep(trainer.save)
             if step % tick == 0 or step % save == 0:
                 bar.rate.mark()  # images/s is of training, not of drawing and saving
         if folder is not None:
             if interrupts.requested:
+                values = as_floats(latest)
+                if not due(trainer.steps, log, until):
+                    log_row(folder)
                 keep(trainer.save)
+                if not due(trainer.steps, tick, until):
+                    draw(folder)
             folder.close()
             keep(write_report, folder.path)
         return interrupts.requested
+
+
+def due(step: int, every: int, until: int) -> bool:
+    """Whether ``step`` of a run of ``until`` iterations is one of those that come at this interval; the last one always is."""
+    return step % every == 0 or step == until
+
+
+def rewind(folder: RunFolder, step: int, before: Mapping[str, Any]) -> None:
+    """Forget rows and pictures beyond ``step``, and at it those that an interrupt alone left: the run goes on as if without it.
+
+    ``before`` is the configuration that the run had until now. Raises NotWritable.
+    """
+    every, until = before.get("intervals", {}), before.get("steps", step)
+    row, drawn = (due(step, every.get(name, 1), until) for name in ("log_every", "tick_every"))
+    folder.truncate_after(step if row else step - 1)  # a picture that goes with the row is drawn again when the run begins
+    if not drawn and (left := _sample(folder, step)):
+        try:
+            left.unlink()
+        except OSError as error:
+            raise NotWritable(f"cannot remove {left}: {error.strerror}") from error
 
 
 def intervals(settings: Settings, until: int) -> dict[str, int]:
@@ -98,8 +134,15 @@ def intervals(settings: Settings, until: int) -> dict[str, int]:
     }
 
 
+def _sample(folder: RunFolder, step: int) -> Path | None:
+    """The sample picture of a step, where there is one."""
+    return next((place for place in sample_pictures(folder.path) if step_of(place) == step), None)
+
+
 def as_floats(terms: dict[str, Tensor]) -> dict[str, float]:
     """Scalar tensors as numbers, by one transfer."""
+    if not terms:
+        return {}
     return dict(zip(terms, torch.stack([value.float() for value in terms.values()]).tolist(), strict=True))
 
 
@@ -109,8 +152,8 @@ def picture(trainer: Trainer) -> Image:
 
     latent = trainer.recipe.latent
     if trainer.data.points:
-        fake = trainer.preview(_POINTS)["samples"]
-        real = trainer.data.groups["real"]["real"][:_POINTS]
+        fake = np.concatenate(list(trainer.preview(_POINTS).values()))
+        real = next(field for group in trainer.data.groups.values() for field in group.values() if field.ndim == 2)[:_POINTS]
         surface = trainer.score if trainer.recipe.score else None
         arrows = trainer.pull(_ARROWS) if trainer.recipe.ema else None
         title = f"{trainer.recipe.name}, iteration {trainer.steps}"

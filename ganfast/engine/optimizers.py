@@ -20,13 +20,13 @@ _FUSED = ("Adam", "AdamW", "SGD")
 
 
 def build(spec: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer that ``spec`` describes over all parameters of ``network``."""
+    """The optimizer that ``spec`` describes over all parameters of ``network``. Raises InvalidValue for what torch refuses."""
     if spec.kind not in _KINDS:
         raise InvalidValue(f"no optimizer is called {spec.kind!r}{near(spec.kind, _KINDS)}")
     fused = {"fused": True} if spec.kind in _FUSED else {}
     try:
         return _KINDS[spec.kind](network.parameters(), **{**fused, **spec.settings})
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidValue(f"optimizer {spec.kind}: {error}") from None
 
 

@@ -79,7 +79,7 @@ def _figures(config: Mapping[str, Any], rows: Rows) -> str:
         "steps": f"{last.get('step', 0):,}",
         "kimg": f"{last.get('kimg', 0):,.1f}",
         "images/s, median": f"{statistics.median(speeds):,.0f}" if speeds else "-",
-        "training time": _duration(_seconds(rows)),
+        "training time": _duration(last.get("seconds", 0.0)),
         "device": str(engine.get("device", "-")),
         "precision": str(engine.get("precision", "-")),
         "seed": str(engine.get("seed", "-")),
@@ -161,16 +161,6 @@ def _webp(picture: Path, budget: int, most: int) -> str:
     image = film.load(picture)
     image.thumbnail((most, most))
     return f"data:image/webp;base64,{base64.b64encode(film.webp([image], budget)).decode()}"
-
-
-def _seconds(rows: Rows) -> float:
-    """Time trained. A resumed run's clock starts again, so a smaller value begins another stretch."""
-    total = before = 0.0
-    for row in rows:
-        if _finite(row.get("seconds")):
-            total += row["seconds"] - (before if row["seconds"] >= before else 0.0)
-            before = row["seconds"]
-    return total
 
 
 def _finite(value: Any) -> bool:

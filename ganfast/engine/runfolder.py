@@ -14,8 +14,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch.utils.tensorboard import SummaryWriter
 
-CONFIG, LOG, SAMPLES, EVENTS = "config.json", "log.jsonl", "samples", "tensorboard"
+CONFIG, LOG, SAMPLES, EVENTS, CHECKPOINTS = "config.json", "log.jsonl", "samples", "tensorboard", "checkpoints"
 CURVES, ANIMATION, REPORT = "curves.png", "training.webp", "report.html"
+DIAGNOSIS, LOCK = "nonfinite.json", ".lock"
 
 
 class RunFolder:
@@ -49,19 +51,19 @@ class RunFolder:
     def create(cls, path: str | os.PathLike[str], config: Mapping[str, Any], *, resume: bool = False) -> RunFolder:
         """A folder for a new run, or with ``resume`` for one that continues, whose configuration is replaced.
 
-        Raises InvalidValue where a run is there already and ``resume`` is off, NotWritable where the place cannot be
-        written; what was made on the way is then removed again.
+        Raises InvalidValue, unless ``resume``, where a run is there already or the folder lies within the data, NotWritable where
+        the place cannot be written; what was made on the way is then removed again.
         """
         folder = Path(path)
         text = _config_text(config)
         if not resume:
             _refuse_used(folder)
+            _refuse_within_data(folder, config)
         made = _make(folder)
         try:
             write_atomically(folder / CONFIG, text.encode())
         except NotWritable:
-            for place in made:
-                place.rmdir()
+            _remove_empty(made)
             raise
         return cls(folder)
 
@@ -86,15 +88,19 @@ class RunFolder:
         return read_rows(self.path)
 
     def truncate_after(self, step: int) -> None:
-        """Forget rows and sample pictures beyond ``step``, torn lines and stale temporaries: where a resumed run starts."""
+        """Forget rows and sample pictures beyond ``step``, torn lines and stale temporaries: where a resumed run starts.
+
+        Raises Damaged where the log cannot be read, NotWritable where something cannot be removed.
+        """
         self.close()
         kept = [line for line, row in _lines(self.path / LOG) if row is not None and row.get("step", 0) <= step]
         write_atomically(self.path / LOG, "".join(f"{line}\n" for line in kept).encode())
-        for picture in sample_pictures(self.path):
-            if step_of(picture) > step:
-                picture.unlink()
-        for stale in [*self.path.glob(".*.tmp-*"), *(self.path / SAMPLES).glob(".*.tmp-*")]:
-            stale.unlink()
+        beyond = [picture for picture in sample_pictures(self.path) if step_of(picture) > step]
+        for stale in [*beyond, *self.path.glob(".*.tmp-*"), *(self.path / SAMPLES).glob(".*.tmp-*")]:
+            try:
+                stale.unlink(missing_ok=True)
+            except OSError as error:
+                raise NotWritable(f"cannot remove {stale}: {error.strerror}") from error
         self._purge = step + 1
 
     def save_picture(self, name: str, image: Image) -> Path:
@@ -138,14 +144,39 @@ class RunFolder:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from training in ``folder``; the system lets go of it when this one ends, however it ends.
 
-    Raises NotWritable where another process is training there.
+    Raises NotWritable where another process is training there, or the folder cannot be written.
     """
-    with (folder / ".lock").open("w") as file:
+    with ExitStack() as stack:
         try:
+            file = stack.enter_context((folder / LOCK).open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise NotWritable(f"another process is training in {folder}: wait for it, or choose another --out") from None
+        except OSError as error:
+            raise NotWritable(f"cannot lock {folder / LOCK}: {error.strerror}") from error
         yield
+
+
+@contextmanager
+def removed_if_untrained(folder: Path) -> Iterator[None]:
+    """Where the block fails, remove the run that it began in ``folder`` if it trained nothing: the place is free again.
+
+    What was there before the block stays, and so does a run with rows in its log, a checkpoint or a diagnosis.
+    """
+    missing = _missing(folder)
+    new = [folder / name for name in (LOG, SAMPLES, EVENTS, LOCK, CONFIG) if not os.path.exists(folder / name)]
+    try:
+        yield
+    except Exception:
+        if folder / CONFIG in new and os.path.exists(folder / CONFIG):
+            with suppress(NotWritable), locked(folder):  # another process may have begun here meanwhile
+                left = any(os.path.exists(folder / name) for name in (CHECKPOINTS, DIAGNOSIS))
+                if not left and not any(row for _, row in _lines(folder / LOG)):
+                    for place in new:
+                        with suppress(OSError):
+                            (shutil.rmtree if place.is_dir() else os.unlink)(place)
+                    _remove_empty(missing)
+        raise
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -155,6 +186,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(place.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"no run in {folder}: expected a folder with {CONFIG}, as `ganfast train --out` writes it") from None
+    except OSError as error:
+        raise Damaged(f"{place} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise Damaged(f"{place} is not JSON: {error}") from None
     if not isinstance(config, dict):
@@ -165,7 +198,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """All rows of a folder's log.jsonl, with NaN and Inf restored; none where there is no log.
 
-    Raises Damaged for an unreadable line before the last one.
+    Raises Damaged for an unreadable log, or an unreadable line before the last one.
     """
     place = folder / LOG
     lines = list(_lines(place))
@@ -174,7 +207,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         if row is not None:
             rows.append(row)
         elif number < len(lines):
-            raise Damaged(f"{place}, line {number} is not a JSON object; resuming the run drops it")
+            raise Damaged(f"{place}, line {number} is not a JSON object with a number as step; resuming the run drops it")
     return rows
 
 
@@ -196,29 +229,45 @@ def png(image: Image) -> bytes:
 
 
 def _refuse_used(folder: Path) -> None:
-    for name in (CONFIG, LOG, SAMPLES):
-        if (folder / name).exists():
+    for name in (CONFIG, LOG, SAMPLES, CHECKPOINTS):
+        if os.path.exists(folder / name):
             raise InvalidValue(f"{folder} already holds a run ({name}): continue it with --resume, or choose another --out")
+
+
+def _refuse_within_data(folder: Path, config: Mapping[str, Any]) -> None:
+    """The run's own pictures would be data when it goes on, and for every later run on that folder."""
+    data = config.get("data", {}).get("source")
+    if data and os.path.isdir(data) and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(data)):
+        raise InvalidValue(f"{folder} lies within the data {data}, and its pictures would become data: choose an --out elsewhere")
 
 
 def _make(folder: Path) -> list[Path]:
     """Make a folder and its parents, all or none; returns those that were missing, deepest first."""
     made: list[Path] = []
     try:
-        missing = [place for place in (folder, *folder.parents) if not place.exists()]
-        for place in reversed(missing):
+        for place in reversed(_missing(folder)):
             place.mkdir(exist_ok=True)
             made.insert(0, place)
         if not folder.is_dir():
             raise NotADirectoryError
     except NotADirectoryError:
-        blocking = next(place for place in (folder, *folder.parents) if place.exists())
+        blocking = next(place for place in (folder, *folder.parents) if os.path.exists(place))
         raise NotWritable(f"cannot write to {folder}: expected a folder, and {blocking} is a file") from None
     except OSError as error:
-        for place in made:
-            place.rmdir()
+        _remove_empty(made)
         raise NotWritable(f"cannot make the folder {folder}: {error.strerror}") from error
     return made
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Of a folder and its parents those that are not there, or not to be seen: making them then says why. Deepest first."""
+    return [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):  # somebody else has put something there meanwhile, or it was never made
+        for place in folders:
+            place.rmdir()
 
 
 def _config_text(config: Mapping[str, Any]) -> str:
@@ -254,19 +303,21 @@ def _append_line(place: Path, text: str) -> None:
 
 
 def _lines(place: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Each line of a log with its row, None where it cannot be read."""
-    if not place.exists():
+    """Each line of a log with its row, None where it is not one."""
+    try:
+        text = place.read_text(errors="replace")
+    except FileNotFoundError:
         return
-    for line in place.read_text(errors="replace").split("\n"):
+    except OSError as error:
+        raise Damaged(f"{place} cannot be read: {error.strerror}") from None
+    for line in text.split("\n"):
         try:
             row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            yield line, None
-            continue
-        lost = row.pop("nonfinite", {})
-        yield line, row | {key: float(name) for key, name in lost.items()}
+            row |= {key: float(name) for key, name in row.pop("nonfinite", {}).items()}
+            whole = isinstance(row.get("step", 0), int | float)
+        except (ValueError, TypeError, AttributeError):
+            whole = False
+        yield line, row if whole else None
 
 
 def _open_events(folder: Path, purge: int | None) -> SummaryWriter | None:

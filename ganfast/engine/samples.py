@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,8 +32,12 @@ class Samples:
         self, networks: Named, n: int, number: int, *, truncation: float | None, labels: Any, seed: int | None
     ) -> NDArray[Any]:
         """``n`` samples: the ones numbered from ``number`` on, or a ``seed``'s own. See :meth:`Trainer.sample`."""
-        if n < 1:
-            raise InvalidValue(f"sample: expected n of at least 1, got {n}")
+        n = counted("sample: expected n", n, least=1)
+        if labels is not None:
+            try:
+                labels = torch.as_tensor(labels)
+            except (TypeError, ValueError, RuntimeError):
+                raise InvalidValue(f"sample: expected labels as one integer or {n} integers, got {labels!r}") from None
         with seeded(self.device, *((self.seed, _SAMPLE, number) if seed is None else (seed, _SAMPLE))):
             inputs = self._from_data(n, number if seed is None else 0)
             if self.recipe.latent is not None:
@@ -55,8 +60,9 @@ class Samples:
             return self._generate(columns, networks, inputs)
 
     def score(self, networks: Named, x: NDArray[Any]) -> NDArray[Any]:
-        """The critic's value (n,) at data points (n, ...), for a recipe that has a ``score``."""
-        assert self.recipe.score is not None
+        """The critic's value (n,) at data points (n, ...). Raises InvalidValue for a recipe that has no ``score``."""
+        if self.recipe.score is None:
+            raise InvalidValue(f"recipe {self.recipe.name!r} has no score: expected one that says what its critic's value is")
         with torch.no_grad(), evaluating(networks):
             return self.recipe.score(networks, torch.as_tensor(x, device=self.device)).float().cpu().numpy()
 
@@ -111,6 +117,17 @@ def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     if images.dim() != 4:
         raise InvalidType(f"expected images (n, C, H, W), got shape {tuple(images.shape)}")
     return images.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def counted(expected: str, value: Any, *, least: int) -> int:
+    """``value`` as an int. Raises InvalidType for what is no integer, InvalidValue for one below ``least``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidType(f"{expected} as an integer, got {value!r}") from None
+    if number < least:
+        raise InvalidValue(f"{expected} of at least {least}, got {value}")
+    return number
 
 
 @contextlib.contextmanager

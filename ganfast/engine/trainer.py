@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ class Trainer:
             for network in self._trained.values():
                 network.to(memory_format=torch.channels_last)
         self._trainable = {name: [p for p in net.parameters() if p.requires_grad] for name, net in self._trained.items()}
+        for phase in recipe.phases:
+            for name in phase.updates:
+                if not self._trainable[name]:
+                    raise InvalidValue(
+                        f"recipe {recipe.name!r}: phase {phase.name!r} updates {name!r}, which has nothing to train"
+                    )
         self._averages = {name: MovingAverage(self._trained[name], decay) for name, decay in recipe.ema.items() if decay}
         self._optimizers = {name: optimizers.build(spec, self._trained[name]) for name, spec in recipe.optimizers.items()}
         self._guard = guard.Guard(self._trained.values(), self.device)
@@ -73,7 +79,7 @@ class Trainer:
         """
         logs: dict[str, Tensor] = {}
         reading = self._passes_before(self.steps)
-        with borrowed(self.device) as draws, self._deterministic():
+        with borrowed(self.device) as draws, self._deterministic(), self._thawed():
             for index, phase in enumerate(self.recipe.phases):
                 if self.steps % phase.every == 0:
                     for repeat in range(phase.repeat):
@@ -81,7 +87,6 @@ class Trainer:
                         reading += bool(phase.reads)
             for average in self._averages.values():
                 average.update(self.steps)
-        self.freeze_all_but(self._trained)
         self.steps += 1
         if (self.device.type == "cpu" or self.steps % _LATE == 0) and self._guard.exhausted():
             raise self._diagnosis()
@@ -141,6 +146,14 @@ class Trainer:
                 parameter.requires_grad = wanted
         return [parameter for name in names for parameter in self._trainable[name]]
 
+    @contextlib.contextmanager
+    def _thawed(self) -> Iterator[None]:
+        """Whatever is frozen inside, afterwards all that is trainable collects gradients again, also after an error."""
+        try:
+            yield
+        finally:
+            self.freeze_all_but(self._trained)
+
     def _passes_before(self, step: int) -> int:
         """Passes that read data before iteration ``step``; a lazy phase counts where it ran."""
         return sum(phase.repeat * -(-step // phase.every) for phase in self.recipe.phases if phase.reads)
@@ -159,7 +172,7 @@ class Trainer:
         step = self.steps - 1
         findings: dict[str, Any] = {}
         reading = self._passes_before(step)
-        with borrowed(self.device) as draws, self._guard.undone():
+        with borrowed(self.device) as draws, self._guard.undone(), self._thawed():
             for index, phase in enumerate(self.recipe.phases):
                 for repeat in range(phase.repeat if step % phase.every == 0 else 0):
                     self.freeze_all_but(phase.updates)
@@ -171,7 +184,6 @@ class Trainer:
             with contextlib.suppress(NotWritable):  # the error below says the gist of it
                 text = json.dumps({"step": step, **findings}, indent=2) + "\n"
                 write_atomically(self.out / "nonfinite.json", text.encode())
-        self.freeze_all_but(self._trained)
         return guard.error(findings, step)
 
     # ---- what there is to see
@@ -211,7 +223,7 @@ class Trainer:
         return self._samples.preview(self._averaged, n)
 
     def score(self, x: NDArray[Any]) -> NDArray[Any]:
-        """The critic's value (n,) at data points (n, ...), for a recipe that has a ``score``."""
+        """The critic's value (n,) at data points (n, ...). Raises InvalidValue for a recipe that has no ``score``."""
         return self._samples.score(self._trained, x)
 
     def pull(self, n: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -247,13 +259,16 @@ class Trainer:
 
     def load(self, saved: checkpoint.State) -> None:
         """Go back to a state of the same recipe. Raises Damaged before anything is changed."""
-        scalars = saved.scalars
+        scalars, counts = saved.scalars, ("step", "rollbacks", "sampled", "skipped")
         if scalars.get("format") != 1 or scalars.get("recipe") != self.recipe.name:
             found = f"{scalars.get('recipe')!r}, format {scalars.get('format')}"
             raise Damaged(f"expected a checkpoint of recipe {self.recipe.name!r}, format 1, got one of {found}")
+        for name in counts:
+            if not isinstance(scalars.get(name), int):
+                raise Damaged(f"the checkpoint's state: expected {name!r} to be a whole number, got {scalars.get(name)!r}")
         state.restore(saved.tensors, self._modules, self._optimizers)
-        self.steps, self.rollbacks, self._sampled = (scalars[key] for key in ("step", "rollbacks", "sampled"))
-        self._guard.reset(scalars["skipped"])
+        self.steps, self.rollbacks, self._sampled, skipped = (scalars[name] for name in counts)
+        self._guard.reset(skipped)
 
     def load_newest(self, warn: Callable[[str], None]) -> None:
         """Go back to the newest undamaged checkpoint under ``out``; damaged ones are named to ``warn``."""

@@ -32,7 +32,7 @@ class SampleShape:
         """``(base, k)`` with ``size = base * 2**k`` and base from 4 to 7: the smallest map and how often it doubles."""
         if not self.size:
             raise InvalidValue(
-                "points have no pixels: convolutional networks need images; use an mlp recipe (gan, wgan, wgan-gp, sngan)"
+                "points have no pixels, which convolutional networks need: use a recipe whose networks can be an mlp, such as gan"
             )
         base, k = self.size, 0
         while base > 7 and base % 2 == 0:

@@ -15,7 +15,6 @@ def normalise(norm: str, channels: int) -> list[nn.Module]:
         "batch": lambda: [nn.BatchNorm2d(channels)],
         # one group: a sample's channels and positions together, scale and shift per channel (Gulrajani et al. 2017, section 4)
         "layer": lambda: [nn.GroupNorm(1, channels)],
-        "instance": lambda: [nn.InstanceNorm2d(channels)],
         "none": list,
     }
     if norm not in layers:

@@ -6,13 +6,17 @@ its name and its ``state_dict`` key stay ``weight``; the singular vectors are th
 
 u and v are moved by :func:`update_spectral_norm`, which a training step calls once before the critic's passes. PyTorch moves
 them in every forward pass instead; ``per_call=True`` does as PyTorch does. In evaluation mode they stay where they are.
+
+All weights of the module that was given to :func:`spectral_norm_` form one :class:`Group`: a pair of hooks around the module's
+forward pass has them normalised by one call, in the type that autocast would cast them to. A layer that is used outside of
+that pass is normalised alone, when its weight is read.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +25,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from ganfast.errors import InvalidValue
-from ganfast.ops import spectral_norm as op
+from ganfast.ops.spectral_norm import matrix, power_iteration, spectral_normalise
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -48,20 +52,12 @@ class SpectrallyNormalised(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        # cloned, because an update between two forward passes may overwrite the buffers before the backward pass of the first
-        u, v = self.weight_u.clone(), self.weight_v.clone()
-        return op.normalise(self.weight_original, u, v, self.spectral_dim, self.spectral_eps)
+        in_use: Tensor | None = self.__dict__.get("weight_in_use")
+        return normalised([self], move=self.spectral_per_call and self.training)[0] if in_use is None else in_use
 
     @property
     def weight_original(self) -> Tensor:
-        weight = self._parameters["weight"]
-        assert weight is not None
-        return weight
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.spectral_per_call and self.training:
-            _update([self])
-        return super().forward(*args, **kwargs)
+        return self._parameters["weight"]  # type: ignore[return-value]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpectrallyNormalised:
         vectors = {name: self._buffers[name] for name in ("weight_u", "weight_v")}
@@ -75,6 +71,23 @@ class SpectrallyNormalised(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _revive, (type(self).__bases__[1],), self.__getstate__()
+
+
+class Group:
+    """The layers that one call of :func:`spectral_norm_` found: hooks before and after the forward pass of its module."""
+
+    def __init__(self, layers: list[SpectrallyNormalised]) -> None:
+        self.layers = layers
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        for move in (True, False):
+            layers = [layer for layer in self.layers if (layer.spectral_per_call and layer.training) is move]
+            for layer, weight in zip(layers, normalised(layers, move=move), strict=True):
+                layer.__dict__["weight_in_use"] = weight
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        for layer in self.layers:
+            layer.__dict__["weight_in_use"] = None
 
 
 @functools.cache
@@ -111,6 +124,10 @@ def spectral_norm_(module: ModuleT, *, n_iterations: int = 1, per_call: bool = F
             raise InvalidValue(f"{where} is not initialised yet: run one batch through the module first")
     for layer in layers.values():
         _normalise_layer(layer, n_iterations, per_call, eps)
+    if layers:
+        group = Group([layer for layer in layers.values() if isinstance(layer, SpectrallyNormalised)])
+        module.register_forward_pre_hook(group.before)
+        module.register_forward_hook(group.after, always_call=True)
     return module
 
 
@@ -121,7 +138,8 @@ def update_spectral_norm(module: nn.Module) -> None:
     their backward. Layers with ``per_call`` update themselves and are left out, and so is everything in evaluation mode.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, SpectrallyNormalised)]
-    _update([layer for layer in layers if layer.training and not layer.spectral_per_call])
+    for group in _alike([layer for layer in layers if layer.training and not layer.spectral_per_call]):
+        _iterate(group, group[0].spectral_iterations)
 
 
 def to_torch_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -152,10 +170,11 @@ def _renamed(state: Mapping[str, Tensor], old: tuple[str, ...], new: tuple[str, 
 def _normalise_layer(layer: nn.Module, n_iterations: int, per_call: bool, eps: float) -> None:
     dim = 1 if isinstance(layer, _ConvTransposeNd) else 0
     weight = layer.get_parameter("weight").detach()
-    rows = op.matrix(weight, dim)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    u, v = (nn.functional.normalize(torch.randn(size, device=rows.device, dtype=dtype), dim=0) for size in rows.shape)
-    (u,), (v,), _ = op.reference([rows], [u], [v], _WARM_UP, eps)
+    u, v = (
+        nn.functional.normalize(torch.randn(size, device=weight.device, dtype=dtype), dim=0) for size in matrix(weight, dim).shape
+    )
+    (u,), (v,), _ = power_iteration([weight], [u], [v], [dim], _WARM_UP, eps)
     layer.register_buffer("weight_u", u)
     layer.register_buffer("weight_v", v)
     layer.__dict__.update(spectral_dim=dim, spectral_iterations=n_iterations, spectral_per_call=per_call, spectral_eps=eps)
@@ -163,16 +182,46 @@ def _normalise_layer(layer: nn.Module, n_iterations: int, per_call: bool, eps: f
     layer.__class__ = _class_for(base)
 
 
-@torch.no_grad()
-def _update(layers: list[SpectrallyNormalised]) -> None:
-    groups: defaultdict[tuple[int, float], list[SpectrallyNormalised]] = defaultdict(list)
+def normalised(layers: Sequence[SpectrallyNormalised], *, move: bool) -> list[Tensor]:
+    """Every layer's weight over its sigma: for the u and v that are there, or that an update of them gives."""
+    found: dict[SpectrallyNormalised, Tensor] = {}
+    for group in _alike(layers):
+        first, weights, dims = group[0], *_weights(group)
+        # new vectors, because an update between two forward passes may overwrite the buffers before the first one's backward
+        us, vs, sigmas = _iterate(group, first.spectral_iterations if move else 0)
+        outputs = spectral_normalise(weights, us, vs, sigmas, dims, first.spectral_eps, _autocast_type(first))
+        found.update(zip(group, outputs, strict=True))
+    return [found[layer] for layer in layers]
+
+
+def _iterate(group: Sequence[SpectrallyNormalised], n_iterations: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """u, v and sigma after so many iterations, which the layers' buffers take over."""
+    weights, dims = _weights(group)
+    us, vs = [layer.weight_u for layer in group], [layer.weight_v for layer in group]
+    new_us, new_vs, sigmas = power_iteration(weights, us, vs, dims, n_iterations, group[0].spectral_eps)
+    if n_iterations:  # copied into the buffers, whose addresses a captured graph or a replica may hold
+        torch._foreach_copy_(us + vs, new_us + new_vs)
+    return new_us, new_vs, sigmas
+
+
+def _weights(group: Sequence[SpectrallyNormalised]) -> tuple[list[Tensor], list[int]]:
+    return [layer.weight_original for layer in group], [layer.spectral_dim for layer in group]
+
+
+def _alike(layers: Sequence[SpectrallyNormalised]) -> Iterable[list[SpectrallyNormalised]]:
+    """The layers that one call of an op can take together."""
+    groups: defaultdict[Any, list[SpectrallyNormalised]] = defaultdict(list)
     for layer in layers:
-        groups[layer.spectral_iterations, layer.spectral_eps].append(layer)
-    for (n_iterations, eps), group in groups.items():
-        rows = [op.matrix(layer.weight_original, layer.spectral_dim) for layer in group]
-        us, vs = [layer.weight_u for layer in group], [layer.weight_v for layer in group]
-        us, vs, _ = op.reference(rows, us, vs, n_iterations, eps)
-        # copied into the buffers, whose addresses a captured graph or a replica may hold
-        for layer, u, v in zip(group, us, vs, strict=True):
-            layer.weight_u.copy_(u)
-            layer.weight_v.copy_(v)
+        weight = layer.weight_original
+        cast = not isinstance(layer, nn.Embedding)
+        groups[layer.spectral_iterations, layer.spectral_eps, weight.dtype, weight.device, cast].append(layer)
+    return groups.values()
+
+
+def _autocast_type(layer: SpectrallyNormalised) -> torch.dtype | None:
+    """The type that autocast would cast the layer's weight to: written at once, it costs no pass of its own."""
+    weight = layer.weight_original
+    device = weight.device.type
+    if weight.dtype != torch.float32 or isinstance(layer, nn.Embedding) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import pkgutil
 import typing
 from collections.abc import Callable, Mapping
@@ -91,6 +92,8 @@ def _checked(recipe: str, option: Option, value: Any) -> Any:
     limits = option.within
     if limits is not None and isinstance(value, int | float) and not limits.low <= value <= limits.high:
         raise InvalidValue(f"recipe {recipe!r}, option {option.name!r}: expected {limits}, got {value}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidValue(f"recipe {recipe!r}, option {option.name!r}: expected a finite number, got {value}")
     if option.choices and value not in option.choices:
         allowed = ", ".join(map(str, option.choices))
         raise InvalidValue(f"recipe {recipe!r}, option {option.name!r}: expected one of {allowed}, got {value!r}")

@@ -22,10 +22,10 @@ ImageSize = Annotated[int, "pixels a side; taken from the data unless given; 0 f
 Channels = Annotated[int, "1 grey, 3 colour; coordinates where the data are points", Between(1)]
 Classes = Annotated[int, "number of labels; taken from the data", Between(0)]
 LatentDim = Annotated[int, "length of the noise vector z", Between(1)]
-Width = Annotated[int, "channels (or units) of the networks; 0 takes the architecture's usual width", Between(0)]
+Width = Annotated[int, "channels (or units) of the networks; 0 takes their usual width", Between(0)]
 CriticSteps = Annotated[int, "critic updates per generator update", Between(1)]
 Architecture = Annotated[
-    Literal["auto", "mlp", "dcgan", "cnn", "resnet"], "networks; auto is the paper's for images and mlp for points"
+    Literal["auto", "mlp", "dcgan", "cnn", "resnet"], "networks; auto is convolutional for images and mlp for points"
 ]
 Norm = Annotated[Literal["none", "layer"], "normalisation in the critic; batch norm would tie samples together"]
 LearningRate = Annotated[float, "the optimizer's step size, both networks", Between(0)]

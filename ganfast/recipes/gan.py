@@ -33,8 +33,9 @@ def recipe(
     ema: Ema = 0.0,
 ) -> Recipe:
     shape = SampleShape(channels, image_size)
+    width = width or (240 if discriminator == "maxout" else usual_width("mlp"))  # the paper's maxout layers have 240 units
     G, plain = pair("mlp", shape, latent_dim=latent_dim, width=width)
-    D = mlp.MaxoutCritic(shape, width or 240) if discriminator == "maxout" else plain
+    D = mlp.MaxoutCritic(shape, width) if discriminator == "maxout" else plain
     generator_minimises = {"non-saturating": losses.non_saturating_generator, "minimax": losses.minimax_generator}[generator_loss]
 
     def critic(nets: Named, batch: Named) -> Terms:
@@ -57,5 +58,5 @@ def recipe(
         ema={"G": ema},
         score=lambda nets, x: nets.D(x).sigmoid(),
         about=ABOUT,
-        options={"width": width or usual_width("mlp")},
+        options={"width": width},
     )

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from ganfast.data import cache as caching
-from ganfast.data import open_dataset
+from ganfast.data import fashion, open_dataset
 from ganfast.data.pixels import fitted
+from ganfast.errors import NotWritable
 
 Write = Callable[..., Path]
 
@@ -165,6 +166,24 @@ def test_a_cache_that_cannot_be_written_falls_back_to_memory(folder: Path, tmp_p
     assert len(warned) == 1
     assert "\n" not in str(warned[0].message)
     assert len(data) == 6
+
+
+def test_a_user_without_a_home_has_data_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No $HOME, and no entry in the user database either."""
+    for name in ("GANFAST_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 2)
+    with pytest.warns(UserWarning, match=r"no home folder; set GANFAST_CACHE .*the data stay in memory"):
+        assert len(open_dataset(folder)) == 6
+    monkeypatch.setattr(fashion, "SYSTEM", folder)
+    with pytest.raises(NotWritable, match="no home folder; set GANFAST_CACHE"):
+        open_dataset("fashion-mnist")
+
+
+def test_a_cache_that_may_not_be_entered_falls_back_to_memory(folder: Path, closed: Path) -> None:
+    for cache in (closed, closed / "inner"):
+        with pytest.warns(UserWarning, match=r"the cache cannot be written .*Permission denied.*; the data stay in memory"):
+            assert len(open_dataset(folder, cache=cache)) == 6
 
 
 def test_a_full_disk_falls_back_to_memory(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,17 @@ def test_names_and_paths(tmp_path: Path) -> None:
     assert "empty.bin" in refused(tmp_path / "empty.bin")
 
 
+def test_places_that_may_not_be_entered(tmp_path: Path, closed: Path, write_png: Write) -> None:
+    message = f"{closed / 'inner' / 'x.npz'} cannot be read: Permission denied"
+    assert refused(closed / "inner" / "x.npz") == message
+    assert "cannot be read: Permission denied" in refused(closed / "inner")
+    assert "cannot be read: File name too long" in refused("n" * 300)
+    write_png(tmp_path / "set" / "a.png", IMAGES[0])
+    (tmp_path / "set" / "dataset.json").write_text("{}")
+    (tmp_path / "set" / "dataset.json").chmod(0)
+    assert "dataset.json cannot be read: Permission denied" in refused(tmp_path / "set")
+
+
 def test_looks() -> None:
     assert "from 1 to" in refused(IMAGES, InvalidValue, image_size=0)
     assert "whole number" in refused(IMAGES, InvalidType, image_size=32.0)

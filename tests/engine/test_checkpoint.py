@@ -219,6 +219,7 @@ def test_everything_damaged_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match=r"every checkpoint in .* is damaged, the newest is step-00000002"):
         checkpoint.load(tmp_path, warn=told.append)
     assert ["step-00000002" in told[0], "step-00000001" in told[1]] == [True, True]
+    assert "falling back" in told[0] and "falling back" not in told[1]
 
 
 def test_a_manifest_that_fits_nonsense_is_damage_too(tmp_path: Path) -> None:
@@ -234,6 +235,11 @@ def test_a_manifest_that_fits_nonsense_is_damage_too(tmp_path: Path) -> None:
         assert step == 1 and "step-00000002 is damaged although its checksums fit" in warning
         (place / name).write_bytes(whole[0])
         (place / MANIFEST).write_bytes(whole[1])
+    (place / SCALARS).write_text("[]")
+    manifest = {file: hashlib.sha256((place / file).read_bytes()).hexdigest() for file in (TENSORS, SCALARS)}
+    (place / MANIFEST).write_text(json.dumps(manifest))
+    step, (warning,) = loaded(tmp_path)
+    assert step == 1 and "state.json: expected a JSON object, got list" in warning
     for manifest_text in ("[]", "null", '{"state.json": 3}'):
         (place / MANIFEST).write_text(manifest_text)
         assert loaded(tmp_path)[0] == 1
@@ -267,6 +273,48 @@ def test_a_damaged_save_is_written_again(tmp_path: Path) -> None:
     assert loaded(tmp_path) == (2, [])
 
 
+def other(folder: Path) -> Path:
+    """Another state of step 2: trained by hand, rolled back, or of another run."""
+    return checkpoint.save(folder, 2, State({"weight": torch.zeros(3, 5), "count": torch.tensor(7)}, {"step": 7}), keep=2)
+
+
+def test_the_same_state_is_kept_and_another_one_takes_its_place(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    first = save(tmp_path, 2)
+    written = (first / TENSORS).stat().st_mtime_ns
+    assert save(tmp_path, 2) == first and (first / TENSORS).stat().st_mtime_ns == written
+    second = other(tmp_path)
+    assert checkpoint.read(second).scalars == {"step": 7}
+    assert [place.name for place in checkpoint.saves(tmp_path)] == [second.name, "step-00000001"]
+    assert os.readlink(tmp_path / "latest") == second.name
+    assert other(tmp_path) == second  # the same again
+    assert save(tmp_path, 2) not in (first, second) and loaded(tmp_path) == (2, [])
+    save(tmp_path, 3)
+    assert [checkpoint.read(place).scalars["step"] for place in checkpoint.saves(tmp_path)] == [3, 2]
+
+
+@pytest.mark.parametrize("keep_first", [True, False])
+def test_killed_at_every_system_call_of_a_save_in_place_of_another(tmp_path: Path, keep_first: bool) -> None:
+    call, last = 0, 2
+    while True:
+        folder = tmp_path / str(call)
+        if keep_first:
+            save(folder, 1)
+        save(folder, 2)
+        killed = dies_at(call, partial(other, folder))
+        told: list[str] = []
+        step = checkpoint.load(folder, warn=told.append).scalars["step"]
+        assert step in (2, 7) and step >= last and told == []
+        last = step
+        checkpoint.sweep(folder)
+        assert other(folder) == checkpoint.saves(folder)[0]
+        assert len(checkpoint.saves(folder)) == 1 + keep_first and (folder / "latest").resolve() == checkpoint.saves(folder)[0]
+        if not killed:
+            break
+        call += 1
+    assert last == 7 and call >= 10
+
+
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (2, 9, 10, 100):  # by number, not by name
         save(tmp_path, step, keep=3)
@@ -289,6 +337,19 @@ def test_going_back_forgets_what_came_later(tmp_path: Path) -> None:
         save(tmp_path, step, keep=9)
     checkpoint.truncate_after(tmp_path, 4)
     assert [place.name for place in checkpoint.saves(tmp_path)] == ["step-00000004", "step-00000002"]
+
+
+@pytest.mark.parametrize("forget", [lambda folder: checkpoint.truncate_after(folder, 0), checkpoint.sweep])
+def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: Callable[[Path], None]) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "step-00000002.tmp-1").mkdir()
+
+    def refused(place: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    with pytest.raises(NotWritable, match=r"cannot remove .*step-0000000.*: Permission denied"):
+        forget(tmp_path)
 
 
 def test_killed_while_pruning(tmp_path: Path) -> None:

@@ -90,6 +90,20 @@ def test_refusals_come_first_and_make_nothing(tmp_path: Path, name: str, error: 
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["closed/a.png", "closed/inner/a.png", "closed/inner/deep/folder", "closed/folder"])
+def test_places_that_may_not_be_entered_are_refused_first(tmp_path: Path, closed: Path, name: str) -> None:
+    with pytest.raises(NotWritable, match=r"cannot write .*/closed.*: [Pp]ermission denied"):
+        export.writer(tmp_path / name)
+
+
+def test_a_folder_that_may_not_be_listed_and_names_that_are_too_long(tmp_path: Path, closed: Path) -> None:
+    closed.chmod(0o300)
+    with pytest.raises(NotWritable, match=r"cannot write .*/closed: Permission denied"):
+        export.writer(closed)
+    with pytest.raises(NotWritable, match=r"cannot write .*: File name too long"):
+        export.writer(tmp_path / f"{'n' * 300}.png")
+
+
 def test_asking_makes_nothing_yet(tmp_path: Path) -> None:
     for name in ("new/deep/a.png", "new/deep/folder"):
         export.writer(tmp_path / name)

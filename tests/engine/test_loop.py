@@ -90,6 +90,45 @@ def test_a_signal_ends_the_run_after_the_iteration_it_came_in(tmp_path: Path, na
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_an_interrupt_between_rows_leaves_one_and_a_picture_of_where_it_stands(tmp_path: Path) -> None:
+    trainer, folder = made(tmp_path, log_every=100)
+    at(trainer, {2: lambda: signal.raise_signal(signal.SIGTERM)})
+    loop.run(trainer, 900, folder)
+    (row,) = folder.rows()
+    assert row["step"] == 3 and np.isfinite(row["critic/adversarial"])
+    assert [file.name for file in sorted((tmp_path / "samples").iterdir())] == ["step-00000000.png", "step-00000003.png"]
+
+
+@pytest.mark.parametrize(("log_every", "tick_every"), [(1, 2), (1, 3), (2, 3), (4, 3), (2, 2), (3, 2)])
+def test_what_an_interrupt_left_is_taken_away_again(tmp_path: Path, log_every: int, tick_every: int) -> None:
+    """Rows and pictures of a run that goes on are those of one that was never interrupted, wherever its intervals fall."""
+
+    def ran(out: Path, *stops: int) -> tuple[list[int], dict[str, bytes]]:
+        trainer, folder = made(out, log_every=log_every, tick_every=tick_every)
+        before: dict[str, Any] = {}
+        for until in (*stops, 0):
+            loop.rewind(folder, trainer.steps, before)
+            at(trainer, {until - 1: lambda: signal.raise_signal(signal.SIGINT)})
+            loop.run(trainer, 7, folder)
+            before = {"intervals": loop.intervals(trainer.settings, 7), "steps": 7}
+        return steps(folder), {file.name: file.read_bytes() for file in (out / "samples").iterdir()}
+
+    assert ran(tmp_path / "stopped", 2, 3, 4) == ran(tmp_path / "straight")
+
+
+def test_a_picture_that_cannot_be_taken_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, folder = made(tmp_path)
+    folder.save_sample(3, loop.picture(trainer))
+
+    def refused(place: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    monkeypatch.setattr(folder, "truncate_after", lambda step: None)
+    with pytest.raises(NotWritable, match=r"cannot remove .*step-00000003\.png: Permission denied"):
+        loop.rewind(folder, 3, {"intervals": {"log_every": 1, "tick_every": 2}, "steps": 9})
+
+
 def test_a_signal_before_the_first_iteration_leaves_something_to_resume(tmp_path: Path) -> None:
     trainer, folder = made(tmp_path)
     folder.save_sample = lambda *_: signal.raise_signal(signal.SIGTERM)  # type: ignore[method-assign,assignment]
@@ -357,6 +396,16 @@ def test_a_lazy_phases_terms_stand_in_the_rows_between(tmp_path: Path) -> None:
     trainer, folder = made(tmp_path, dataclasses.replace(recipe, phases=(*recipe.phases, lazy)), log_every=4)
     loop.run(trainer, 8, folder)
     assert steps(folder) == [4, 8] and all("lazy/adversarial" in row for row in folder.rows())
+
+
+@pytest.mark.parametrize("group", ["real", "a"])
+def test_points_with_a_preview_of_their_own_are_drawn(tmp_path: Path, group: str) -> None:
+    data = Dataset("plane", {group: {"real": np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)}})
+    recipe = recipes.get("gan", image_size=0, channels=2, width=4)
+    recipe = dataclasses.replace(recipe, preview=lambda nets, inputs: {"A": nets.G(inputs.z), "B": -nets.G(inputs.z)})
+    trainer = Trainer(recipe, data, out=tmp_path, batch=4)
+    loop.run(trainer, 1, RunFolder.create(tmp_path, {"recipe": "gan"}))
+    assert len(list((tmp_path / "samples").iterdir())) == 2
 
 
 def test_points_of_other_dimensions_train_without_pictures(tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ def test_an_empty_folder_and_one_with_other_things_are_taken(tmp_path: Path) -> 
     assert names(tmp_path) == ["config.json", "notes.txt"]
 
 
-@pytest.mark.parametrize("trace", ["config.json", "log.jsonl", "samples"])
+@pytest.mark.parametrize("trace", ["config.json", "log.jsonl", "samples", "checkpoints"])
 def test_a_run_is_not_written_over(tmp_path: Path, trace: str) -> None:
-    if trace == "samples":
+    if trace in ("samples", "checkpoints"):
         (tmp_path / trace).mkdir()
     else:
         (tmp_path / trace).write_text("{}")
@@ -83,6 +83,35 @@ def test_a_file_in_the_way_is_named_and_left(tmp_path: Path, below: str) -> None
 def test_a_place_that_cannot_be_made_is_named() -> None:
     with pytest.raises(NotWritable, match="cannot make the folder /proc/nowhere/a"):
         RunFolder.create("/proc/nowhere/a", CONFIG)
+
+
+@pytest.mark.parametrize("place", ["closed/run", "closed/inner/deep/run", "n" * 300])
+def test_a_place_that_may_not_be_entered_or_named_is_refused(tmp_path: Path, closed: Path, place: str) -> None:
+    with pytest.raises(NotWritable, match=r"cannot make the folder .*: (Permission denied|File name too long)"):
+        RunFolder.create(tmp_path / place, CONFIG)
+    closed.chmod(0o700)
+    assert names(tmp_path) == ["closed", "closed/inner"]
+
+
+def test_a_run_that_may_not_be_entered(closed: Path) -> None:
+    with pytest.raises(Damaged, match=r"config\.json cannot be read: Permission denied"):
+        RunFolder(closed)
+    with pytest.raises(NotWritable, match=r"config\.json: Permission denied"):
+        RunFolder.create(closed, CONFIG)
+    with pytest.raises(NotWritable, match=r"cannot lock .*\.lock: Permission denied"), runfolder.locked(closed):
+        pass
+
+
+def test_a_run_lies_outside_of_its_data(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    config = {**CONFIG, "data": {"source": str(tmp_path / "images")}}
+    for inside in ("images", "images/runs/a", "link/a"):
+        with pytest.raises(InvalidValue, match=r"lies within the data .*/images, .*choose an --out elsewhere"):
+            RunFolder.create(tmp_path / inside, config)
+    assert names(tmp_path) == ["images", "link"]
+    RunFolder.create(tmp_path / "images2", config)
+    RunFolder.create(tmp_path, config)  # a folder that holds both is no trouble
 
 
 def test_a_failure_while_creating_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +228,84 @@ def test_a_torn_last_line_is_passed_over_and_a_damaged_one_before_is_named(run: 
     log.write_text('{"step": 1}\n\x00\x00\x00\n{"step": 3}\n')
     with pytest.raises(Damaged, match=r"log\.jsonl, line 2 is not a JSON object"):
         read_rows(run.path)
+
+
+@pytest.mark.parametrize("line", ['{"step": "x"}', '{"step": null}', '{"step": 2, "nonfinite": {"a": "b"}}', '{"nonfinite": 1}'])
+def test_an_object_that_is_no_row_is_named_and_dropped(run: RunFolder, line: str) -> None:
+    (run.path / "log.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(Damaged, match=r"log\.jsonl, line 2 is not a JSON object with a number as step"):
+        run.rows()
+    run.truncate_after(3)
+    assert [row["step"] for row in run.rows()] == [1, 3]
+
+
+def test_what_cannot_be_read_or_removed_is_named(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.save_sample(9, picture(0))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch, pytest.raises(NotWritable, match=r"cannot remove .*000009\.png: Permission denied"):
+        patch.setattr(os, "unlink", refuse)
+        patch.setattr(runfolder, "write_atomically", lambda *_: None)
+        run.truncate_after(1)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(Damaged, match=r"log\.jsonl cannot be read: Permission denied"):
+        run.truncate_after(1)
+
+
+def begun(folder: Path, *more: str) -> None:
+    """What a run writes before its first iteration, fails after, and ``more``."""
+    with runfolder.removed_if_untrained(folder):
+        run = RunFolder.create(folder, CONFIG)
+        with runfolder.locked(folder):
+            run.truncate_after(0)
+            run.save_sample(0, picture(0))
+            for name in more:
+                run.append({"step": 1}) if name == "log.jsonl" else (folder / name).mkdir()
+            run.close()
+            raise MemoryError
+
+
+def test_a_run_that_trained_nothing_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        begun(tmp_path / "deep" / "run")
+    assert names(tmp_path) == []
+    (tmp_path / "mine" / "tensorboard").mkdir(parents=True)
+    (tmp_path / "mine" / "tensorboard" / "events").write_text("mine")
+    with pytest.raises(MemoryError):
+        begun(tmp_path / "mine")
+    assert [place.name for place in (tmp_path / "mine").iterdir()] == ["tensorboard"]
+    assert (tmp_path / "mine" / "tensorboard" / "events").read_text() == "mine"
+
+
+@pytest.mark.parametrize("trace", ["log.jsonl", "checkpoints", "nonfinite.json"])
+def test_a_run_that_trained_something_stays(tmp_path: Path, trace: str) -> None:
+    with pytest.raises(MemoryError):
+        begun(tmp_path / "run", trace)
+    assert {"config.json", "samples/step-00000000.png", trace} <= set(names(tmp_path / "run"))
+
+
+def test_a_run_of_another_process_stays(tmp_path: Path) -> None:
+    """It began in the same folder a moment before, holds the lock and has trained nothing yet."""
+    folder = tmp_path / "run"
+    script = (
+        "import pathlib, sys\nfrom ganfast.engine import runfolder\nfolder = pathlib.Path(sys.argv[1])\n"
+        "runfolder.RunFolder.create(folder, {})\nwith runfolder.locked(folder):\n    print('on', flush=True)\n    input()"
+    )
+    with pytest.raises(InvalidValue, match="already holds a run"), runfolder.removed_if_untrained(folder):
+        other = subprocess.Popen([sys.executable, "-c", script, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None and other.stdout.readline() == "on\n"
+        RunFolder.create(folder, CONFIG)
+    assert names(folder) == [".lock", "config.json"]
+    other.communicate("\n")
+
+
+def test_a_run_from_before_stays(run: RunFolder) -> None:
+    for failing in (lambda: begun(run.path), lambda: (run.path / "absent").read_text()):
+        with pytest.raises((InvalidValue, FileNotFoundError)), runfolder.removed_if_untrained(run.path):
+            failing()
+    assert names(run.path) == ["config.json"]
 
 
 def test_truncating_goes_back_to_a_step(run: RunFolder) -> None:

@@ -350,6 +350,8 @@ def test_a_recipe_of_ones_own_is_checked() -> None:
         Recipe(**{**fields, "phases": recipe.phases * 2})
     with pytest.raises(InvalidValue, match="averages 'H', which is no network of it"):
         Recipe(**{**fields, "ema": {"H": 0.9}})
+    with pytest.raises(InvalidValue, match="has an optimizer for 'H', which is no network of it"):
+        Recipe(**{**fields, "optimizers": {**recipe.optimizers, "H": Optimizer("SGD", lr=0.1)}})
     for loss, error, message in (
         (lambda nets, batch: {}, InvalidValue, "no term to minimise"),
         (lambda nets, batch: {"a": torch.zeros(3)}, InvalidType, r"scalar tensor, got 'a' of shape \(3,\)"),
@@ -358,6 +360,50 @@ def test_a_recipe_of_ones_own_is_checked() -> None:
         broken = Recipe(**{**fields, "phases": (Phase("critic", updates=("D",), loss=loss),)})
         with pytest.raises(error, match=message):
             Trainer(broken, numbered(4), batch=2).step()
+
+
+def test_networks_thaw_after_an_error_in_the_middle_of_a_step() -> None:
+    recipe, _ = recorder(critic={"updates": ("D",)})
+
+    def interrupted(nets: Named, batch: Named) -> Terms:
+        raise KeyboardInterrupt
+
+    broken = Recipe(**{**recipe.__dict__, "phases": (Phase("critic", updates=("D",), loss=interrupted),)})
+    trainer = Trainer(broken, numbered(4), batch=2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step()
+    assert all(p.requires_grad for net in trainer.networks.values() for p in net.parameters())
+
+
+@pytest.mark.parametrize("network", [nn.Linear(2, 1).requires_grad_(False), nn.Flatten()], ids=["frozen", "empty"])
+def test_a_phase_without_anything_to_train_is_named(network: nn.Module) -> None:
+    recipe, _ = recorder(critic={"updates": ("D",)})
+    idle = Recipe(**{**recipe.__dict__, "networks": {**recipe.networks, "D": network}})
+    with pytest.raises(InvalidValue, match="'recorder': phase 'critic' updates 'D', which has nothing to train"):
+        Trainer(idle, numbered(4), batch=2)
+
+
+@pytest.mark.parametrize("options", [{"lr": -1}, {"lr": 0.1, "momentum": -1}, {"lrr": 1}], ids=str)
+def test_what_torch_refuses_in_an_optimizer_is_named(options: dict[str, Any]) -> None:
+    recipe, _ = recorder(critic={"updates": ("D",)})
+    wrong = Recipe(**{**recipe.__dict__, "optimizers": {"D": Optimizer("SGD", **options)}})
+    with pytest.raises(InvalidValue, match="optimizer SGD: "):
+        Trainer(wrong, numbered(4), batch=2)
+
+
+@pytest.mark.parametrize("labels", [["a"], [None], "a", {}, object()], ids=str)
+def test_labels_that_are_no_integers_are_named(labels: Any) -> None:
+    trainer = Trainer(recipes.get("cgan", image_size=16, channels=1, width=4, classes=3), images(classes=3), batch=4)
+    with pytest.raises(InvalidValue, match="expected labels as one integer or 1 integers, got "):
+        trainer.sample(1, labels=labels)
+
+
+def test_more_that_a_trainer_does_not_take() -> None:
+    trainer = Trainer(recipes.get("dcgan", image_size=16, channels=1, width=4), images(), batch=4)
+    with pytest.raises(InvalidType, match="sample: expected n as an integer, got '3'"):
+        trainer.sample("3")  # type: ignore[arg-type]
+    with pytest.raises(InvalidValue, match="recipe 'dcgan' has no score"):
+        trainer.score(np.zeros((1, 1, 16, 16), np.float32))
 
 
 def test_half_precision_scores_are_widened_before_they_are_averaged() -> None:

@@ -48,6 +48,11 @@ def test_impossible_sizes_name_possible_ones(size: int, hint: str) -> None:
         SampleShape(1, size).doublings()
 
 
+def test_points_are_told_where_they_belong() -> None:
+    with pytest.raises(InvalidValue, match="use a recipe whose networks can be an mlp"):
+        SampleShape(2, 0).doublings()
+
+
 @pytest.mark.parametrize(
     ("size", "expected"), [(28, (7, 2)), (32, (4, 3)), (48, (6, 3)), (64, (4, 4)), (8, (4, 1)), (256, (4, 6))]
 )

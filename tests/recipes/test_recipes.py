@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -93,6 +96,32 @@ def test_a_builder_declares_every_option_it_has() -> None:
         assert {"image_size", "channels", "width", "critic_steps"} <= options.keys()
         assert all(option.help and option.type in (int, float, str) for option in options.values())
         assert dict(recipes.get(name, image_size=28, channels=1, width=4).options).keys() == options.keys()
+
+
+def variants() -> list[tuple[str, dict[str, Any]]]:
+    """Every recipe with each of its choices in turn, at its default width."""
+    chosen = [(name, {}) for name in recipes.names()]
+    for name in recipes.names():
+        for option in recipes.options(name).values():
+            chosen += [(name, {option.name: choice}) for choice in option.choices]
+    return chosen
+
+
+@pytest.mark.parametrize(("name", "options"), variants(), ids=str)
+def test_recorded_options_build_the_same_networks(name: str, options: dict[str, Any]) -> None:
+    """What config.json keeps is all that a resumed run has."""
+
+    def shapes(recipe: Recipe) -> dict[str, list[tuple[str, torch.Size]]]:
+        return {key: [(k, v.shape) for k, v in net.state_dict().items()] for key, net in recipe.networks.items()}
+
+    built = []
+    with torch.device("meta"):  # shapes alone: default widths are large
+        for size in (0, 32):
+            with contextlib.suppress(InvalidValue):  # points and convolutions, or normalisation where there is none
+                built.append(recipes.get(name, image_size=size, channels=1 if size else 2, **options))
+        assert all(shapes(recipes.get(name, **recipe.options)) == shapes(recipe) for recipe in built)
+    assert built or options == {"norm": "layer"}
+    assert all(recipe.options["width"] > 0 for recipe in built)
 
 
 def test_a_recipe_must_hang_together() -> None:

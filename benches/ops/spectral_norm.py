@@ -1,0 +1,96 @@
+"""Spectral norm of all weights of a critic, forward and backward: what it costs on top of the bare layers.
+
+``weights``: one training update, every W / sigma, and the gradients by W from given ones: the norm's own work and nothing else.
+``critic``: a whole forward and backward pass at batch 2, less the same pass of the critic without the norm.
+Stock is PyTorch's parametrization, plain and compiled.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
+
+from ganfast.benches.harness import Case
+from ganfast.models import pair
+from ganfast.models.shape import SampleShape
+from ganfast.nn import from_torch_state_dict, spectral_norm_
+from ganfast.nn.spectral_norm import SpectrallyNormalised, normalised
+
+CRITICS = {"resnet-32": ("resnet", 32), "dcgan-64": ("dcgan", 64), "cnn-32": ("cnn", 32)}
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    for name, (architecture, size) in CRITICS.items():
+        torch.manual_seed(0)
+        bare = pair(architecture, SampleShape(3, size), latent_dim=128)[1].to(device)
+        stock, ours = with_torch(copy.deepcopy(bare)), spectral_norm_(copy.deepcopy(bare), per_call=True)
+        ours.load_state_dict(from_torch_state_dict(stock.state_dict()))
+        layers = [layer for layer in ours.modules() if isinstance(layer, SpectrallyNormalised)]
+        weights = [layer.weight_original for layer in layers]
+        read = sum(weight.numel() * weight.element_size() for weight in weights)
+        grads = [torch.randn_like(weight) for weight in weights]
+        yield Case(
+            "spectral_norm",
+            f"weights {name}",
+            {
+                "torch": backward_of(weights_of(stock), grads, stock),
+                "torch compiled": backward_of(torch.compile(weights_of(stock), dynamic=False), grads, stock),
+                "ganfast": backward_of(functools.partial(normalised, layers, move=True), grads, ours),
+            },
+            stock=("torch", "torch compiled"),
+            bytes=7 * read,  # W thrice, W / sigma, G twice (its product with W comes before its use), dW
+            device=device,
+        )
+        images = torch.randn(2, 3, size, size, device=device)
+        passes = {"bare": bare, "torch": stock, "ganfast": ours}
+        yield Case(
+            "spectral_norm",
+            f"critic {name}",
+            {provider: whole_pass(critic, images) for provider, critic in passes.items()},
+            stock=("torch",),
+            bare="bare",
+            device=device,
+        )
+
+
+def with_torch(critic: nn.Module) -> nn.Module:
+    for layer in list(critic.modules()):
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            torch_spectral_norm(layer)
+    return critic
+
+
+def weights_of(critic: nn.Module) -> Callable[[], list[Tensor]]:
+    layers: list[Any] = [layer for layer in critic.modules() if hasattr(layer, "parametrizations")]
+    return lambda: [layer.weight for layer in layers]
+
+
+def backward_of(
+    weights: Callable[[], list[Tensor]], grads: list[Tensor], critic: nn.Module
+) -> Callable[[], dict[str, Tensor | None]]:
+    def call() -> dict[str, Tensor | None]:
+        critic.zero_grad()
+        torch.autograd.backward(weights(), grads)
+        return gradients(critic)
+
+    return call
+
+
+def gradients(critic: nn.Module) -> dict[str, Tensor | None]:
+    """By the names that the parameters have without PyTorch's parametrization."""
+    return {name.replace("parametrizations.weight.original", "weight"): p.grad for name, p in critic.named_parameters()}
+
+
+def whole_pass(critic: nn.Module, images: Tensor) -> Callable[[], dict[str, Tensor | None]]:
+    def call() -> dict[str, Tensor | None]:
+        critic.zero_grad()
+        critic(images).sum().backward()
+        return gradients(critic)
+
+    return call

@@ -1,0 +1,128 @@
+// LibTorch's stable tensors, and weights among them, as the kernels of the CPU and of CUDA take them.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "weight_view.h"
+
+namespace ganfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+
+template <typename T>
+const T* data_of(const Tensor& tensor) {
+    return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* mutable_data_of(const Tensor& tensor) {
+    return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Itself where it is contiguous; asking is a tenth of the dispatcher's call.
+inline Tensor as_contiguous(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+
+// Elements [n, spatial ..., channels] in memory, none between them.
+inline bool is_channels_last(const Tensor& tensor) {
+    int64_t expected = 1;
+    const auto next = [&](int64_t axis) {
+        const bool fits = tensor.size(axis) == 1 || tensor.stride(axis) == expected;
+        expected *= tensor.size(axis);
+        return fits;
+    };
+    if (tensor.dim() < 3 || tensor.numel() == 0 || !next(1)) return false;
+    for (int64_t axis = tensor.dim() - 1; axis >= 2; --axis) {
+        if (!next(axis)) return false;
+    }
+    return next(0);
+}
+
+// Uninitialised, with the strides that PyTorch's empty_like gives, which are what the shape functions promise. In the two usual
+// layouts by the shim's own call, which takes a third of the time of the dispatcher's.
+inline Tensor empty_as(const Tensor& tensor, ScalarType type) {
+    if (tensor.is_contiguous() || is_channels_last(tensor)) {
+        int32_t device_type, device_index;
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device_type));
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device_index));
+        const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+        AtenTensorHandle made;
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(tensor.dim(), tensor.sizes().data(), tensor.strides().data(),
+                                                               dtype, device_type, device_index, &made));
+        return Tensor(made);
+    }
+    const StableIValue none = torch::stable::detail::from(std::nullopt);
+    std::array<StableIValue, 6> stack{torch::stable::detail::from(tensor),
+                                      torch::stable::detail::from(std::optional<ScalarType>(type)),
+                                      none,
+                                      none,
+                                      none,
+                                      none};
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+    return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// `tensor` with the strides of `model`.
+inline Tensor as_laid_out(const Tensor& tensor, const Tensor& model) {
+    bool same = true;
+    for (int64_t axis = 0; axis < tensor.dim(); ++axis) {
+        same = same && (tensor.size(axis) == 1 || tensor.stride(axis) == model.stride(axis));
+    }
+    if (same) return tensor;
+    Tensor copied = empty_as(model, tensor.scalar_type());
+    return torch::stable::copy_(copied, tensor);
+}
+
+// Uninitialised, contiguous, one for each.
+inline Tensors like(const Tensors& tensors) {
+    Tensors made;
+    for (const Tensor& tensor : tensors) made.push_back(empty_as(tensor, tensor.scalar_type()));
+    return made;
+}
+
+// ---- weights
+
+inline WeightView view_of(const Tensor& weight, int64_t dim) {
+    const int64_t rows = weight.size(dim);
+    int64_t before = 1, after = 1;
+    for (int64_t axis = 0; axis < dim; ++axis) before *= weight.size(axis);
+    for (int64_t axis = dim + 1; axis < weight.dim(); ++axis) after *= weight.size(axis);
+    if (weight.is_contiguous()) {
+        if (after == 1) return {1, before, rows, rows, true};
+        return {before, rows, after, after, false};
+    }
+    if (dim == 0) return {1, rows, after, weight.size(1), false};
+    return {1, before * after, rows, rows, true};  // channels last, rows along dim 1
+}
+
+// The weight in this type and in a layout that a view describes; itself where that is so already.
+inline Tensor viewable(const Tensor& weight, int64_t dim, ScalarType type) {
+    STD_TORCH_CHECK(0 <= dim && dim < weight.dim(), "expected a dim from 0 to ", weight.dim() - 1, ", got ", dim);
+    const Tensor widened = weight.scalar_type() == type ? weight : torch::stable::to(weight, type);
+    return is_channels_last(widened) && dim <= 1 ? widened : as_contiguous(widened);
+}
+
+template <typename... Lists>
+void expect_one_for_each(const Tensors& weights, const Lists&... lists) {
+    STD_TORCH_CHECK(((lists.size() == weights.size()) && ...), "expected lists of one length, one entry for each of the ",
+                    weights.size(), " weights");
+}
+
+// The type of u, v and sigma.
+inline ScalarType wide_type(const Tensor& sigmas, size_t weights) {
+    const ScalarType type = sigmas.scalar_type();
+    STD_TORCH_CHECK((type == ScalarType::Float || type == ScalarType::Double) && sigmas.numel() == static_cast<int64_t>(weights),
+                    "expected ", weights, " sigmas in float32 or float64");
+    return type;
+}
+
+}  // namespace ganfast

@@ -1,0 +1,193 @@
+"""What the ops are tested with: shapes, layouts in memory, dtypes, and output memory that shows what was not written."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NAN = float("nan")
+
+
+# ---- layouts: the same values elsewhere in memory; NaN in the gaps, so that a kernel that reads them says so
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _reversed(t: Tensor) -> Tensor:
+    backwards = tuple(reversed(range(t.dim())))
+    return t.permute(backwards).contiguous().permute(backwards)
+
+
+def _offset(t: Tensor) -> Tensor:
+    """Contiguous, and one element off any alignment."""
+    return torch.cat([t.new_full((1,), NAN), t.flatten()])[1:].view(t.shape)
+
+
+def _sliced(t: Tensor) -> Tensor:
+    large = t.new_full([2 * size + 1 for size in t.shape], NAN)
+    view = large[(slice(1, None, 2),) * t.dim()]
+    return view.copy_(t)
+
+
+def _cropped(t: Tensor) -> Tensor:
+    """Channels last, with gaps between the pixels."""
+    large = t.new_full([t.shape[0], t.shape[1] + 3, *t.shape[2:]], NAN)
+    view = _channels_last(large)[:, 1:-2]
+    return view.copy_(t)
+
+
+def _expanded(t: Tensor) -> Tensor:
+    """Every column of dim 1 the first one."""
+    return t[:, :1].expand(t.shape)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "channels-last": _channels_last,
+    "transposed": _transposed,
+    "reversed": _reversed,
+    "offset": _offset,
+    "sliced": _sliced,
+    "cropped": _cropped,
+    "expanded": _expanded,
+}
+
+
+# ---- weights
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight whose matrix has its rows along ``dim``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dim: int = 0
+    layout: str = "contiguous"
+
+    def __str__(self) -> str:
+        return f"{self.name}-{'x'.join(map(str, self.shape))}-dim{self.dim}-{self.layout}"
+
+    def make(self, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+        return LAYOUTS[self.layout](torch.randn(self.shape, generator=generator).to(dtype))
+
+
+def start(weights: list[Tensor], dims: list[int], generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
+    """u and v as training has them, from two iterations in float64.
+
+    From random vectors |W v| may cancel to any small number, and the rounding of every backend grows by as much.
+    """
+    us, vs = [], []
+    for weight, dim in zip(weights, dims, strict=True):
+        w = weight.double().movedim(dim, 0).flatten(1)
+        u, v = (_unit(torch.randn(size, dtype=torch.float64, generator=generator)) for size in w.shape)
+        for _ in range(2):
+            u = _unit(w @ v, u)
+            v = _unit(w.T @ u, v)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        us.append(u.to(wide))
+        vs.append(v.to(wide))
+    return us, vs
+
+
+def _unit(vector: Tensor, otherwise: Tensor | None = None) -> Tensor:
+    length = vector.norm()
+    return vector / length if length > 0 else vector if otherwise is None else otherwise
+
+
+RESNET32_CRITIC = [
+    Weight("resnet32", (128, 3, 3, 3)),
+    *[Weight("resnet32", (128, 128, 3, 3))] * 7,
+    Weight("resnet32", (128, 3, 1, 1)),
+    Weight("resnet32", (128, 128, 1, 1)),
+    Weight("resnet32", (1, 128)),
+]
+DCGAN64 = [
+    Weight("generator", (128, 512, 4, 4), dim=1),
+    Weight("generator", (512, 256, 4, 4), dim=1),
+    Weight("generator", (256, 128, 4, 4), dim=1),
+    Weight("generator", (128, 64, 4, 4), dim=1),
+    Weight("generator", (64, 3, 4, 4), dim=1),
+    Weight("critic", (64, 3, 4, 4)),
+    Weight("critic", (128, 64, 4, 4)),
+    Weight("critic", (256, 128, 4, 4)),
+    Weight("critic", (512, 256, 4, 4)),
+    Weight("critic", (1, 512, 4, 4)),
+]
+
+# One element, one row, one column, odd sizes, and sizes around those at which a kernel cuts its work.
+SHAPES = [
+    Weight("one", (1, 1)),
+    Weight("row", (1, 7)),
+    Weight("column", (7, 1)),
+    Weight("odd", (3, 5)),
+    Weight("odd", (17, 129)),
+    Weight("odd", (5, 9), dim=1),
+    Weight("odd", (3, 4, 5), dim=2),
+    Weight("wide", (7, 8191)),
+    Weight("tall", (8191, 7)),
+    Weight("square", (513, 515)),
+    Weight("conv1d", (6, 4, 3)),
+    Weight("conv1d", (4, 6, 3), dim=1),
+    Weight("conv3d", (5, 3, 2, 3, 2)),
+    Weight("conv3d", (3, 5, 2, 3, 2), dim=1),
+    Weight("depthwise", (9, 1, 3, 3)),
+    Weight("transposed", (6, 700, 3, 3), dim=1),
+    Weight("row", (1, 2**20)),
+    Weight("column", (2**20, 1)),
+]
+LAID_OUT = [
+    Weight(name, shape, dim, layout)
+    for name, shape in (("linear", (11, 13)), ("conv1d", (6, 5, 3)), ("conv2d", (10, 7, 3, 5)), ("conv3d", (4, 3, 2, 3, 2)))
+    for dim in (0, 1)
+    for layout in LAYOUTS
+    if len(shape) > 2 or layout not in ("channels-last", "cropped")
+]
+EMPTY = [
+    Weight("no rows", (0, 5)),
+    Weight("no columns", (5, 0)),
+    Weight("no rows", (3, 0, 2, 2), dim=1),
+    Weight("no columns", (3, 0, 2, 2)),
+    Weight("nothing", (0, 0)),
+]
+
+
+# ---- memory
+
+
+GLIBC = platform.libc_ver()[0] == "glibc"
+_M_PERTURB = -6  # of glibc's mallopt
+POISON = 0x40  # as the byte of an element of any dtype a number of size one to a hundred; so is its complement, in freed memory
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Memory that is allocated inside holds what no kernel computes, so that an output element that was not written shows.
+
+    NaN where PyTorch's ``empty`` allocates; other numbers where a kernel goes past it to the allocator, as the stable ABI does.
+    """
+    deterministic, filled = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    if GLIBC:
+        ctypes.CDLL(None).mallopt(_M_PERTURB, POISON ^ 0xFF)
+    try:
+        yield
+    finally:
+        if GLIBC:
+            ctypes.CDLL(None).mallopt(_M_PERTURB, 0)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = filled

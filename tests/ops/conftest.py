@@ -1,0 +1,44 @@
+"""The backends that an op's tests run on: the reference through the dispatcher, and each one that was built.
+
+``GANFAST_REQUIRE_BUILD=1`` makes a C++ that is missing a failure; otherwise its tests are not collected, and so not counted.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from ganfast.ops import library, spectral_norm
+
+CPP = library.CPU == "cpp" or os.environ.get("GANFAST_REQUIRE_BUILD") == "1"
+REFERENCES = {
+    "power_iteration": spectral_norm.power_iteration_reference,
+    "spectral_normalise": spectral_norm.normalise_reference,
+    "spectral_normalise_backward": spectral_norm.normalise_backward_reference,
+}
+
+if not CPP:
+    collect_ignore_glob = ["test_*_parity.py"]
+
+
+@pytest.fixture(params=["reference", *([pytest.param("cpp", marks=pytest.mark.tier(2))] if CPP else [])])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Within the test the ops dispatch to this backend."""
+    name: str = request.param
+    if name == library.CPU:
+        yield name
+        return
+    assert name == "reference", f"expected the C++ kernels, got the {library.CPU}"
+    override = torch.library.Library("ganfast", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that a kernel is overridden, which is what we want
+        for op, reference in REFERENCES.items():
+            override.impl(op, reference, "CPU", allow_override=True)
+    try:
+        yield name
+    finally:
+        override._destroy()
