@@ -164,7 +164,9 @@ def test_a_source_distribution_holds_all_that_a_build_reads(tmp_path: Path) -> N
     subprocess.run(command, cwd=source, env=environment(tmp_path), capture_output=True, check=True)
     with tarfile.open(next((source / "dist").glob("*.tar.gz"))) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
-    read = {path for folder in ("csrc", "kernels", "benches", "ganfast") for path in (source / folder).rglob("*") if path.is_file()}
+    read = {
+        path for folder in ("csrc", "kernels", "benches", "ganfast") for path in (source / folder).rglob("*") if path.is_file()
+    }
     wanted = {str(path.relative_to(source)) for path in read} | {"pyproject.toml", "setup.py", "README.md", "LICENSE"}
     assert not wanted - held
 

@@ -7,6 +7,7 @@ add faster kernels for one device each, and are loaded here: ``_C`` (C++) for th
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,9 @@ def register(
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    if CUDA == "triton":  # what is compiled registers itself
+        page = reference.__module__.rpartition(".")[2]
+        LIBRARY.impl(name, getattr(importlib.import_module(f"ganfast.kernels.{page}"), name), "CUDA")
     torch.library.register_fake(f"ganfast::{name}", fake, lib=LIBRARY)
     op = getattr(torch.ops.ganfast, name).default
     LIBRARY.impl(name, _on_autograd(op, differentiable) if differentiable else torch.library.fallthrough_kernel, "Autograd")

@@ -1,0 +1,202 @@
+"""Registers, spilled bytes and shared memory of every kernel, as its compiler states them: what csrc/resources.csv records.
+
+    python tests/kernel_resources.py        compiles everything and writes the file anew
+
+It is a ratchet: the tests of tests/kernels fail where a kernel needs more than is recorded, spills, or is not recorded, so
+that whoever makes a kernel larger does it knowingly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.metadata
+import importlib.util
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "csrc" / "resources.csv"
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+ARCHITECTURES = {"sm_80": 80, "sm_90a": 90}  # nvcc's names and Triton's
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    compiler: str
+    architecture: str
+    kernel: str
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+def excesses(measured: list[Row], recorded: list[Row], architecture: str) -> list[str]:
+    """What is worse than recorded, one line each. Under another version of the compiler, only whether a kernel spills."""
+    before = {row.kernel: row for row in recorded if row.architecture == architecture}
+    now = {row.kernel: row for row in measured if row.architecture == architecture}
+    lines = [f"{kernel}: no longer there" for kernel in before.keys() - now.keys()]
+    for kernel, row in now.items():
+        old = before.get(kernel)
+        if row.spilled_bytes:
+            lines.append(f"{kernel}: spills {row.spilled_bytes} bytes")
+        if old is None:
+            lines.append(f"{kernel}: not recorded; run python tests/kernel_resources.py")
+        elif row.compiler == old.compiler:
+            if row.registers > old.registers:
+                lines.append(f"{kernel}: {row.registers} registers, recorded {old.registers}")
+            if row.shared_bytes > old.shared_bytes:
+                lines.append(f"{kernel}: {row.shared_bytes} bytes of shared memory, recorded {old.shared_bytes}")
+    return sorted(lines)
+
+
+def read() -> list[Row]:
+    with RECORD.open(newline="") as file:
+        _, *rows = csv.reader(file)
+    return [Row(*row[:3], *map(int, row[3:])) for row in rows]
+
+
+def write(rows: list[Row]) -> None:
+    with RECORD.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(field.name for field in fields(Row))
+        table.writerows(astuple(row) for row in sorted(rows))
+
+
+# ---- nvcc
+
+
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    candidates = [*([f"{home}/bin/nvcc"] if home else []), "nvcc", "/usr/local/cuda/bin/nvcc"]
+    return next((found for found in map(shutil.which, candidates) if found), None)
+
+
+def torch_folder() -> Path:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def run_nvcc(*arguments: str) -> str:
+    tool = nvcc()
+    assert tool is not None, "nvcc was not found; set CUDA_HOME"
+    done = subprocess.run([tool, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def compile_cuda(source: Path, made: Path) -> list[Row]:
+    """An object file with the machine code of both architectures, and what ptxas says about its kernels."""
+    codes = [f"-gencode=arch={name.replace('sm', 'compute')},code={name}" for name in ARCHITECTURES]
+    flags = ["-std=c++17", "-O3", "-DNDEBUG", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-Werror=all-warnings"]
+    flags += ["-Xptxas=-v", "-Xcompiler=-fPIC,-fvisibility=hidden", "-isystem", f"{torch_folder()}/include"]
+    log = run_nvcc(*flags, *codes, "-c", str(source), "-o", str(made))
+    release = re.search(r"release ([\d.]+)", run_nvcc("--version"))
+    assert release is not None
+    return [ptxas_says(f"nvcc {release[1]}", said) for said in log.split("Compiling entry function")[1:]]
+
+
+def ptxas_says(compiler: str, said: str) -> Row:
+    name = re.search(r"'(\S+)' for '(\w+)'", said)
+    spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    registers, shared = re.search(r"Used (\d+) registers", said), re.search(r"(\d+) bytes smem", said)
+    assert name and spilled and registers, said
+    return Row(
+        compiler,
+        name[2],
+        readable(name[1]),
+        int(registers[1]),
+        int(spilled[1]) + int(spilled[2]),
+        int(shared[1]) if shared else 0,
+    )
+
+
+def readable(symbol: str) -> str:
+    """``Product<float>`` of ``void ganfast::kernel<ganfast::Product<float> >(ganfast::Product<float>::Arguments)``."""
+    name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout.strip()
+    kernel = re.search(r"kernel<(.*?) ?>\(", name)
+    return re.sub(r"ganfast::|c10::", "", kernel[1] if kernel else name)
+
+
+# ---- Triton
+
+
+def triton_module(stem: str) -> ModuleType:
+    """kernels/<stem>.py as it stands in the tree, whether or not the package is installed."""
+    spec = importlib.util.spec_from_file_location(f"triton_{stem}", ROOT / "kernels" / f"{stem}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def specialisations(kernel: Any) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
+    """A name, the types of the arguments and the constants, for each way in which the ops launch a kernel of spectral norm."""
+    import triton.language as tl
+
+    wide_of = {tl.float32: tl.float32, tl.float64: tl.float64, tl.bfloat16: tl.float32, tl.float16: tl.float32}
+    pairs = [(s, o) for s in wide_of for o in wide_of if wide_of[s] == wide_of[o]]
+    constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]
+    for dtype, other in pairs:
+        if ("OTHER" not in constants and other != dtype) or ("DTYPE" not in constants and dtype != wide_of[dtype]):
+            continue
+        wide = wide_of[dtype]
+        chosen = {"DTYPE": dtype, "OTHER": other, "WIDE": wide, "OF_U": True, "FACTOR": 2, "BEFORE": 1, "AFTER": 3}
+        values = {name: chosen[name] for name in constants}
+        pointers = {
+            "table_ptr": "*i64",
+            "sigmas_ptr": f"*{wide}",
+            "parts_ptr": "*fp64",
+            "inner_products_ptr": "*fp64",
+            "eps": "fp32",
+        }
+        signature = {name: "constexpr" if name in constants else pointers[name] for name in kernel.arg_names}
+        types = ", ".join(str(values[name]) for name in ("DTYPE", "OTHER", "WIDE") if name in values)
+        yield f"{kernel.__name__}<{types}>", signature, values
+
+
+def compile_triton() -> list[Row]:
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    assert os.environ.get("TRITON_INTERPRET") != "1", "the interpreter compiles nothing"
+    module = triton_module("spectral_norm")
+    kernels = [
+        getattr(module, name) for name in ("product", "direction", "projection", "division", "inner_product", "weight_gradient")
+    ]
+    compiler, rows = f"triton {importlib.metadata.version('triton')}", []
+    for kernel in kernels:
+        for name, signature, constants in specialisations(kernel):
+            for architecture, number in ARCHITECTURES.items():
+                with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(io.StringIO()) as said:
+                    knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
+                    made = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", number, 32))
+                row = ptxas_says(compiler, said.getvalue())
+                rows.append(replace(row, architecture=architecture, kernel=name, shared_bytes=made.metadata.shared))
+    return rows
+
+
+def measure() -> list[Row]:
+    rows = compile_triton()
+    with tempfile.TemporaryDirectory() as folder:
+        for source in SOURCES:
+            rows += compile_cuda(source, Path(folder, f"{source.stem}.o"))
+    return rows
+
+
+if __name__ == "__main__":
+    write(measure())

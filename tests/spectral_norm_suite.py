@@ -1,0 +1,147 @@
+"""The parity tests of spectral norm for a process of its own: with a sanitizer preloaded, or with Triton's interpreter.
+
+    python tests/spectral_norm_suite.py emulated LIBRARY     the CUDA kernels' bodies, compiled for the CPU
+    python tests/spectral_norm_suite.py interpreted          the Triton kernels
+
+One line of JSON a case: its name, and what went wrong or nothing. tests/elsewhere.py reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from cases import DCGAN64, DTYPES, EMPTY, LAID_OUT, LAYOUTS, RESNET32_CRITIC, SHAPES, Weight, poisoned
+from kernel_resources import triton_module
+from ops import test_spectral_norm_parity as parity
+
+from ganfast.ops.spectral_norm import power_iteration, spectral_normalise, spectral_normalise_backward
+
+EPS = 1e-12
+
+
+def fresh() -> torch.Generator:
+    generator = torch.Generator()
+    print("seed", generator.seed(), file=sys.stderr)
+    return generator
+
+
+def one_weight(case: Weight, dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:
+    for dtype in dtypes:
+        generator = fresh()
+        parity.check(parity.make([case], dtype, generator), [case.layout], generator)
+
+
+def one_network(network: list[Weight], dtype: torch.dtype = torch.float32) -> None:
+    generator = fresh()
+    weights, us, vs, dims = parity.make(network, dtype, generator)
+    parity.check_power_iteration(weights, us, vs, dims, 2)
+    *_, sigmas = power_iteration(weights, us, vs, dims, 0, EPS)
+    parity.check_normalise(weights, us, vs, sigmas, dims, torch.bfloat16)
+    parity.check_backward([torch.randn(w.shape, generator=generator) for w in weights], weights, us, vs, sigmas, dims)
+
+
+def gradients_in_any_layout(dim: int, layout: str) -> None:
+    generator = fresh()
+    cases = [Weight("conv2d", (10, 7, 3, 5), dim, layout)] * len(LAYOUTS)
+    parity.check(parity.make(cases, torch.float32, generator), list(LAYOUTS), generator)
+
+
+def nan_and_inf(case: Weight, value: float) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        parity.test_nan_and_inf_flow_as_in_pytorch(case, value, dtype, fresh())
+
+
+def a_product_of_nothing_keeps_the_vector() -> None:
+    """W v = 0 for a W that is not: u stays, and v follows from it."""
+    weight, v = torch.zeros(3, 4), torch.tensor([0.0, 1.0, 0.0, 0.0])
+    weight[:, 0] = torch.tensor([2.0, 1.0, -1.0])
+    for w in (weight, weight.t().contiguous().t(), weight.unsqueeze(-1)):
+        parity.check_power_iteration([w, torch.zeros(2, 2)], [torch.eye(3)[0], torch.eye(2)[1]], [v, torch.eye(2)[0]], [0, 0], 1)
+        (u, _), _, sigmas = power_iteration([w, w], [torch.eye(3)[0]] * 2, [v] * 2, [0, 0], 1, EPS)
+        assert torch.equal(u, torch.eye(3)[0]) and sigmas.tolist() == [2.0, 2.0]
+
+
+def zero_weights_are_not_scaled() -> None:
+    generator = fresh()
+    cases = [Weight("linear", (5, 4)), Weight("conv2d", (4, 6, 3, 3), 1, "channels-last"), Weight("linear", (5, 4))]
+    weights, us, vs, dims = parity.make(cases, torch.float32, generator)
+    weights[1].zero_()
+    parity.check_power_iteration(weights, us, vs, dims, 2)
+    *_, sigmas = power_iteration(weights, us, vs, dims, 0, EPS)
+    assert sigmas[1] == 0
+    parity.check_normalise(weights, us, vs, sigmas, dims, None)
+    grads = [torch.randn(w.shape, generator=generator) for w in weights]
+    parity.check_backward(grads, weights, us, vs, torch.tensor([1.0, 0.0, 2.0]), dims)
+    assert torch.equal(spectral_normalise_backward(grads, weights, us, vs, sigmas, dims, EPS)[1], grads[1])
+
+
+def the_same_bits_in_any_order_of_the_threads() -> None:
+    """A thread that reads what another one writes in the same phase would find it, or find it missing."""
+    generator = fresh()
+    sizes = [Weight("row", (1, 9001)), Weight("column", (9001, 1)), Weight("tall", (3000, 70))]
+    network = [*RESNET32_CRITIC, *DCGAN64[3:6], *sizes]
+    weights, us, vs, dims = parity.make(network, torch.float32, generator)
+    grads = [torch.randn(w.shape, generator=generator) for w in weights]
+    results = []
+    for order in ("", "reversed"):
+        os.environ["GANFAST_EMULATED_ORDER"] = order
+        with poisoned():
+            new_us, new_vs, sigmas = power_iteration(weights, us, vs, dims, 2, EPS)
+            normalised = spectral_normalise(weights, new_us, new_vs, sigmas, dims, EPS, None)
+            gradients = spectral_normalise_backward(grads, weights, new_us, new_vs, sigmas, dims, EPS)
+        results.append([*new_us, *new_vs, sigmas, *normalised, *gradients])
+    del os.environ["GANFAST_EMULATED_ORDER"]
+    assert all(map(torch.equal, *results))
+
+
+def suite(backend: str) -> dict[str, Callable[[], None]]:
+    cases: dict[str, Callable[[], None]] = {}
+    for case in (*SHAPES, *LAID_OUT, *EMPTY):
+        # emulated in every dtype, the largest would take a minute; an interpreted program takes milliseconds
+        size = math.prod(case.shape)
+        once = size > 2**19 if backend == "emulated" else case.name != "odd"
+        if backend == "emulated" or size < 2**15:
+            cases[str(case)] = partial(one_weight, case, (torch.float32,) if once else DTYPES)
+    critic = [Weight("critic", (16, 3, 3, 3)), *[Weight("critic", (16, 16, 3, 3))] * 26, Weight("critic", (1, 16))]
+    cases["28 weights"] = partial(one_network, critic)
+    for layout in ("contiguous", "channels-last", "sliced"):
+        for dim in (0, 1):
+            cases[f"gradients to {layout} along {dim}"] = partial(gradients_in_any_layout, dim, layout)
+    for value in (float("nan"), float("inf"), -float("inf")):
+        for case in (Weight("linear", (6, 9)), Weight("conv2d", (4, 6, 3, 3), 1, "channels-last")):
+            cases[f"{value} in {case}"] = partial(nan_and_inf, case, value)
+    cases["zero weights"] = zero_weights_are_not_scaled
+    cases["a product of nothing"] = a_product_of_nothing_keeps_the_vector
+    if backend == "emulated":
+        cases["resnet32"] = partial(one_network, RESNET32_CRITIC)
+        cases["dcgan64"] = partial(one_network, DCGAN64, torch.bfloat16)
+        cases["any order of the threads"] = the_same_bits_in_any_order_of_the_threads
+    return cases
+
+
+def main(backend: str, library: str = "") -> None:
+    override = torch.library.Library("ganfast", "IMPL")
+    if backend == "emulated":
+        torch.ops.load_library(library)
+    else:
+        kernels = triton_module("spectral_norm")
+        for op in ("power_iteration", "spectral_normalise", "spectral_normalise_backward"):
+            override.impl(op, getattr(kernels, op), "CPU")
+    for name, check in suite(backend).items():
+        try:
+            check()
+            wrong = ""
+        except Exception:
+            wrong = traceback.format_exc()
+        print(json.dumps({"case": name, "wrong": wrong}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
