@@ -191,7 +191,7 @@ EXPERIMENTS = {
         GOOD,
     ),
     "cgan-fashion": Experiment(
-        f"cgan {FASHION} --latent-dim 32 --steps 4000 --checkpoint-every 1000",
+        f"cgan {FASHION} --latent-dim 32 --width 48 --steps 4200 --checkpoint-every 1050",
         asked_labels,
         (("agreement", ">=", 0.85), ("classes", ">=", 10)),
     ),

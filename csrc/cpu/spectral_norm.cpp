@@ -17,6 +17,7 @@
 #include "../common/tensors.h"
 #include "../common/weight_view.h"
 #include "parallel.h"
+#include "pool.h"
 #include "simd.h"
 
 namespace ganfast {
@@ -246,7 +247,7 @@ Tensors spectral_normalise(const Tensors& weights, const Tensors&, const Tensors
     const ScalarType wide = wide_type(sigmas, weights.size()), out = dtype.value_or(weights[0].scalar_type());
     Tensors sources, outputs;
     for (const Tensor& weight : weights) {
-        outputs.push_back(empty_as(weight, out));
+        outputs.push_back(pooled_as(weight, out));
         sources.push_back(as_laid_out(weight.scalar_type() == wide ? weight : torch::stable::to(weight, wide), outputs.back()));
     }
     const auto normalise = wide == ScalarType::Double ? normalise_into<double> : normalise_into<float>;
@@ -303,7 +304,7 @@ Tensors gradients_in(ScalarType wide, const Tensors& grads, const Tensors& weigh
         matrices.emplace_back(weights[i], as_contiguous(us[i]), as_contiguous(vs[i]), dims[i], wide);
         STD_TORCH_CHECK(grads[i].scalar_type() == grads[0].scalar_type(), "expected gradients of one dtype");
         laid_out.push_back(as_laid_out(grads[i], matrices[i].weight));
-        outputs.push_back(empty_as(matrices[i].weight, wide));
+        outputs.push_back(pooled_as(matrices[i].weight, wide));
     }
     gradients_into(laid_out, matrices, sigmas, eps, outputs);
     for (size_t i = 0; i < weights.size(); ++i) {

@@ -1,0 +1,79 @@
+// Large results in memory that is kept between calls.
+//
+// glibc gives a large block back to the system when it is freed, and the next tensor of that size faults on every page anew: for
+// the weights of a ResNet critic that takes longer than the work on them. Here a freed block waits for the next tensor of its
+// size; at most GANFAST_POOL_MB (64 unless set) wait, and the rest goes back.
+#pragma once
+
+#include <cstdlib>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "../common/tensors.h"
+
+namespace ganfast {
+
+class Pool {
+public:
+    static Pool& shared() {
+        static Pool* pool = new Pool;  // never destroyed: tensors may outlive this library's own end
+        return *pool;
+    }
+
+    void* take(size_t bytes) {
+        const size_t size = (bytes + PAGE - 1) / PAGE * PAGE;
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            std::vector<void*>& blocks = waiting_[size];
+            if (!blocks.empty()) {
+                void* block = blocks.back();
+                blocks.pop_back();
+                held_ -= size;
+                return static_cast<char*>(block) + HEADER;
+            }
+        }
+        void* block = std::aligned_alloc(HEADER, size + HEADER);
+        STD_TORCH_CHECK(block != nullptr, "not enough memory: ", bytes, " bytes for a result");
+        *static_cast<size_t*>(block) = size;
+        return static_cast<char*>(block) + HEADER;
+    }
+
+    void give(void* data) {
+        void* block = static_cast<char*>(data) - HEADER;
+        const size_t size = *static_cast<size_t*>(block);
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            if (held_ + size <= limit_) {
+                waiting_[size].push_back(block);
+                held_ += size;
+                return;
+            }
+        }
+        std::free(block);
+    }
+
+private:
+    static constexpr size_t HEADER = 64;  // holds the block's size, and keeps the data on a cache line of its own
+    static constexpr size_t PAGE = 4096;
+
+    std::mutex mutex_;
+    std::unordered_map<size_t, std::vector<void*>> waiting_;
+    size_t held_ = 0;
+    const size_t limit_ = [] {
+        const char* megabytes = std::getenv("GANFAST_POOL_MB");
+        return static_cast<size_t>(megabytes ? std::strtoull(megabytes, nullptr, 10) : 64) << 20;
+    }();
+};
+
+// Like empty_as, with large tensors' memory from the pool.
+inline Tensor pooled_as(const Tensor& tensor, ScalarType type) {
+    constexpr size_t LARGE = 1 << 16;  // smaller blocks stay in glibc's heap anyway
+    const size_t each = type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+    const size_t bytes = static_cast<size_t>(tensor.numel()) * each;
+    if (bytes < LARGE || !(tensor.is_contiguous() || is_channels_last(tensor))) return empty_as(tensor, type);
+    return torch::stable::from_blob(Pool::shared().take(bytes), tensor.sizes(), tensor.strides(), tensor.device(), type,
+                                    [](void* data) { Pool::shared().give(data); });
+}
+
+}  // namespace ganfast
