@@ -20,7 +20,7 @@ echo "== compute-sanitizer"
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
         GANFAST_CUDA=cuda timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            python3 -m pytest tests/gpu -q -k "kernels and small" 2>&1 | tee "$OUT/$tool.txt" || status=1
+            python3 -m pytest tests/gpu -q -k small_weights 2>&1 | tee "$OUT/$tool.txt" || status=1
     done
 else
     echo "compute-sanitizer is not installed: races and bad accesses were not looked for" | tee "$OUT/memcheck.txt"

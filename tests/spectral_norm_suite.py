@@ -16,10 +16,10 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
+import spectral_norm_checks as checks
 import torch
 from cases import DCGAN64, DTYPES, EMPTY, LAID_OUT, LAYOUTS, RESNET32_CRITIC, SHAPES, Weight, poisoned
 from kernel_resources import triton_module
-from ops import test_spectral_norm_parity as parity
 
 from ganfast.ops.spectral_norm import power_iteration, spectral_normalise, spectral_normalise_backward
 
@@ -35,27 +35,27 @@ def fresh() -> torch.Generator:
 def one_weight(case: Weight, dtypes: tuple[torch.dtype, ...] = DTYPES) -> None:
     for dtype in dtypes:
         generator = fresh()
-        parity.check(parity.make([case], dtype, generator), [case.layout], generator)
+        checks.check(checks.make([case], dtype, generator), [case.layout], generator)
 
 
 def one_network(network: list[Weight], dtype: torch.dtype = torch.float32) -> None:
     generator = fresh()
-    weights, us, vs, dims = parity.make(network, dtype, generator)
-    parity.check_power_iteration(weights, us, vs, dims, 2)
+    weights, us, vs, dims = checks.make(network, dtype, generator)
+    checks.check_power_iteration(weights, us, vs, dims, 2)
     *_, sigmas = power_iteration(weights, us, vs, dims, 0, EPS)
-    parity.check_normalise(weights, us, vs, sigmas, dims, torch.bfloat16)
-    parity.check_backward([torch.randn(w.shape, generator=generator) for w in weights], weights, us, vs, sigmas, dims)
+    checks.check_normalise(weights, us, vs, sigmas, dims, torch.bfloat16)
+    checks.check_backward([torch.randn(w.shape, generator=generator) for w in weights], weights, us, vs, sigmas, dims)
 
 
 def gradients_in_any_layout(dim: int, layout: str) -> None:
     generator = fresh()
     cases = [Weight("conv2d", (10, 7, 3, 5), dim, layout)] * len(LAYOUTS)
-    parity.check(parity.make(cases, torch.float32, generator), list(LAYOUTS), generator)
+    checks.check(checks.make(cases, torch.float32, generator), list(LAYOUTS), generator)
 
 
 def nan_and_inf(case: Weight, value: float) -> None:
     for dtype in (torch.float32, torch.bfloat16):
-        parity.test_nan_and_inf_flow_as_in_pytorch(case, value, dtype, fresh())
+        checks.check_nan_and_inf(case, value, dtype, fresh())
 
 
 def a_product_of_nothing_keeps_the_vector() -> None:
@@ -63,7 +63,7 @@ def a_product_of_nothing_keeps_the_vector() -> None:
     weight, v = torch.zeros(3, 4), torch.tensor([0.0, 1.0, 0.0, 0.0])
     weight[:, 0] = torch.tensor([2.0, 1.0, -1.0])
     for w in (weight, weight.t().contiguous().t(), weight.unsqueeze(-1)):
-        parity.check_power_iteration([w, torch.zeros(2, 2)], [torch.eye(3)[0], torch.eye(2)[1]], [v, torch.eye(2)[0]], [0, 0], 1)
+        checks.check_power_iteration([w, torch.zeros(2, 2)], [torch.eye(3)[0], torch.eye(2)[1]], [v, torch.eye(2)[0]], [0, 0], 1)
         (u, _), _, sigmas = power_iteration([w, w], [torch.eye(3)[0]] * 2, [v] * 2, [0, 0], 1, EPS)
         assert torch.equal(u, torch.eye(3)[0]) and sigmas.tolist() == [2.0, 2.0]
 
@@ -71,14 +71,14 @@ def a_product_of_nothing_keeps_the_vector() -> None:
 def zero_weights_are_not_scaled() -> None:
     generator = fresh()
     cases = [Weight("linear", (5, 4)), Weight("conv2d", (4, 6, 3, 3), 1, "channels-last"), Weight("linear", (5, 4))]
-    weights, us, vs, dims = parity.make(cases, torch.float32, generator)
+    weights, us, vs, dims = checks.make(cases, torch.float32, generator)
     weights[1].zero_()
-    parity.check_power_iteration(weights, us, vs, dims, 2)
+    checks.check_power_iteration(weights, us, vs, dims, 2)
     *_, sigmas = power_iteration(weights, us, vs, dims, 0, EPS)
     assert sigmas[1] == 0
-    parity.check_normalise(weights, us, vs, sigmas, dims, None)
+    checks.check_normalise(weights, us, vs, sigmas, dims, None)
     grads = [torch.randn(w.shape, generator=generator) for w in weights]
-    parity.check_backward(grads, weights, us, vs, torch.tensor([1.0, 0.0, 2.0]), dims)
+    checks.check_backward(grads, weights, us, vs, torch.tensor([1.0, 0.0, 2.0]), dims)
     assert torch.equal(spectral_normalise_backward(grads, weights, us, vs, sigmas, dims, EPS)[1], grads[1])
 
 
@@ -87,7 +87,7 @@ def the_same_bits_in_any_order_of_the_threads() -> None:
     generator = fresh()
     sizes = [Weight("row", (1, 9001)), Weight("column", (9001, 1)), Weight("tall", (3000, 70))]
     network = [*RESNET32_CRITIC, *DCGAN64[3:6], *sizes]
-    weights, us, vs, dims = parity.make(network, torch.float32, generator)
+    weights, us, vs, dims = checks.make(network, torch.float32, generator)
     grads = [torch.randn(w.shape, generator=generator) for w in weights]
     results = []
     for order in ("", "reversed"):
