@@ -44,6 +44,14 @@ def closed(tmp_path: Path) -> Iterator[Path]:
     folder.chmod(0o700)
 
 
+@pytest.fixture
+def generator() -> torch.Generator:
+    """Other numbers in every run; the seed is shown where a test fails."""
+    fresh = torch.Generator()
+    print("seed", fresh.seed())
+    return fresh
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         mark = item.get_closest_marker("tier")

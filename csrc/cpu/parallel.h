@@ -11,7 +11,7 @@ namespace ganfast {
 // Calls task(i) for i from 0 to count - 1, on several threads where the `work` (elements read) is worth waking them.
 template <typename F>
 void for_each_task(int64_t count, int64_t work, const F& task) {
-    constexpr int64_t ALONE = 1 << 15;  // about 5 us of reading from the second-level cache, as long as waking a thread takes
+    constexpr int64_t ALONE = 1 << 15;  // a guess: less work than waking a thread is worth
     const int64_t threads = std::min<int64_t>(count, torch::stable::get_num_threads());
     if (threads <= 1 || work <= ALONE) {
         for (int64_t i = 0; i < count; ++i) task(i);

@@ -68,6 +68,13 @@ struct Rectangle {
           end(at_most(begin + tiling.width, view.y_length())) {}
 };
 
+// The elements, in the order of memory, that are in tile `number`.
+struct Span {
+    int64_t begin, end;
+    GANFAST_DEVICE Span(const WeightView& view, int64_t number)
+        : begin(number * span(view.elements())), end(at_most(begin + span(view.elements()), view.elements())) {}
+};
+
 // ---- the weights of one launch
 
 struct Iterated {
@@ -288,14 +295,13 @@ struct Division {
 
     GANFAST_DEVICE static void run(const Arguments& group, int64_t block) {
         const Divided& weight = group.owner(block);
-        const int64_t elements = weight.view.elements(), width = span(elements), begin = (block - weight.first_tile) * width;
-        const int64_t end = at_most(begin + width, elements);
+        const Span part(weight.view, block - weight.first_tile);
         const T scale = scale_of(static_cast<const T*>(group.sigmas)[group.index(weight)], group.eps);
         const S* __restrict__ w = static_cast<const S*>(weight.weight);
         O* __restrict__ out = static_cast<O*>(weight.out);
         phase<BLOCK>([&](int thread) {
             GANFAST_UNROLL
-            for (int64_t e = begin + thread; e < end; e += BLOCK) out[e] = static_cast<O>(static_cast<T>(w[e]) / scale);
+            for (int64_t e = part.begin + thread; e < part.end; e += BLOCK) out[e] = static_cast<O>(static_cast<T>(w[e]) / scale);
         });
     }
 };
@@ -312,14 +318,13 @@ struct InnerProduct {
     GANFAST_DEVICE static void run(const Arguments& group, int64_t block) {
         GANFAST_SHARED(double, sums, BLOCK);
         const Divided& weight = group.owner(block);
-        const int64_t elements = weight.view.elements(), width = span(elements), begin = (block - weight.first_tile) * width;
-        const int64_t end = at_most(begin + width, elements);
+        const Span part(weight.view, block - weight.first_tile);
         const S* __restrict__ w = static_cast<const S*>(weight.weight);
         const O* __restrict__ g = static_cast<const O*>(weight.grad);
         phase<BLOCK>([&](int thread) {
             T sum = 0;
             GANFAST_UNROLL
-            for (int64_t e = begin + thread; e < end; e += BLOCK) sum += static_cast<T>(w[e]) * static_cast<T>(g[e]);
+            for (int64_t e = part.begin + thread; e < part.end; e += BLOCK) sum += static_cast<T>(w[e]) * static_cast<T>(g[e]);
             sums[thread] = sum;
         });
         sum_over_threads<BLOCK, 1>(sums);

@@ -61,7 +61,7 @@ def test_a_long_film_is_thinned_to_sixty_frames_with_both_ends(tmp_path: Path) -
         Image.fromarray(pixels).save(place)
     frames = shown(film.animation(places, tmp_path / "a.webp"))
     moved = [np.flatnonzero(np.asarray(frame)[8, :, 0] > 128).mean() - 7.5 for frame, _ in frames]
-    np.testing.assert_allclose(moved, [2 * round(index * 149 / 59) for index in range(60)], atol=1)
+    np.testing.assert_allclose(moved, [2 * round(index * 149 / 59) for index in range(60)], atol=1)  # lossy WebP blurs an edge
 
 
 def test_frames_of_other_sizes_take_the_last_ones(tmp_path: Path) -> None:

@@ -18,13 +18,6 @@ SMALL = [case for case in CASES if math.prod(case.shape) < 2**12]  # what comput
 LARGE = [case for case in CASES if case not in SMALL]
 
 
-@pytest.fixture
-def generator() -> torch.Generator:
-    fresh = torch.Generator()
-    print("seed", fresh.seed())
-    return fresh
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_spectral_norm_of_small_weights(case: Weight, dtype: torch.dtype, generator: torch.Generator) -> None:

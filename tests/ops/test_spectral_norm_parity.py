@@ -27,14 +27,6 @@ def _the_kernels_are_there() -> None:
     assert library.CPU == "cpp", f"expected the C++ kernels, got the {library.CPU}"
 
 
-@pytest.fixture
-def generator() -> torch.Generator:
-    """Other numbers in every run; the seed is shown where a test fails."""
-    fresh = torch.Generator()
-    print("seed", fresh.seed())
-    return fresh
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_parity(case: Weight, dtype: torch.dtype, generator: torch.Generator) -> None:
