@@ -17,13 +17,14 @@ WITH    := PATH="$(CURDIR)/$(BIN):$$PATH"
 TOOLS   := setuptools pybind11 ninja torch
 INSTALL := $(WITH) $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
-.PHONY: help demo test lint format pytest learning clean
+.PHONY: help demo test lint format pytest bench learning clean
 
 help:
 	@echo "make demo      train DCGAN on the embedded data set (about two minutes on a CPU), into $(DEMO_OUT)"
 	@echo "make test      lint, types, import rules and all tests"
 	@echo "make lint      the first three of these alone"
 	@echo "make format    put Python and C++ into the one style"
+	@echo "make bench     time every op against stock PyTorch, on an idle machine, into docs/results"
 	@echo "make learning  train every recipe for real and judge what it learned"
 	@echo "make clean     remove the environment and everything that was built"
 	@echo "PYTHON=python3.12 chooses the Python, 3.11 or newer"
@@ -50,6 +51,10 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.installed
+	$(BIN)/ganfast bench ops --out docs/results/ops.csv
+	$(BIN)/ganfast bench plot docs/results/ops.csv docs/results/pictures/ops.png
 
 learning: $(VENV)/.installed-dev
 	$(BIN)/python benches/learning.py $(LEARNING_ARGS)

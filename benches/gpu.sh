@@ -28,5 +28,6 @@ fi
 
 echo "== benches"
 python3 -m ganfast bench ops --device cuda --seconds 2 --out "$OUT/ops.csv" || status=1
+python3 -m ganfast bench plot "$OUT/ops.csv" "$OUT/ops.png" || status=1
 python3 benches/recipes.py --device cuda --out "$OUT/recipes.csv" || status=1
 exit $status

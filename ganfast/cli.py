@@ -255,6 +255,21 @@ def ops(names: tuple[str, ...], device: str, out: str | None, seconds: float, th
         harness.run(benches.cases(name, resolve_device(device)), target, seconds=seconds, show=click.echo)
 
 
+@bench.command()
+@click.argument("table")
+@click.argument("picture")
+def plot(table: str, picture: str) -> None:
+    """Draw the last figures in the CSV file TABLE, as the PNG file PICTURE."""
+    from ganfast.benches import plot as plots
+    from ganfast.errors import NotWritable
+
+    figure = plots.draw(plots.read(Path(table)))
+    try:
+        figure.savefig(picture, format="png")
+    except OSError as error:
+        raise NotWritable(f"cannot write {picture}: {error.strerror}") from error
+
+
 @ganfast.command()
 @click.option("--verbose", is_flag=True, help="versions of everything, and what has run on a GPU")
 def doctor(verbose: bool) -> None:

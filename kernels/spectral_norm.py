@@ -213,66 +213,71 @@ def weight_gradient(table_ptr, sigmas_ptr, inner_products_ptr, eps, DTYPE: tl.co
 
 
 def power_iteration(
-    weights: Sequence[Tensor], us: Sequence[Tensor], vs: Sequence[Tensor], dims: Sequence[int], n_iterations: int, eps: float
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """New u's, new v's and sigmas (L,) after ``n_iterations``; with none at all, copies and ``u^T W v``."""
-    us, vs = [u.contiguous() for u in us], [v.contiguous() for v in vs]
-    dtype = us[0].dtype
-    stored = [_viewable(_stored(w, dtype), dim) for w, dim in zip(weights, dims, strict=True)]
-    views = [_view_of(w, dim) for w, dim in zip(stored, dims, strict=True)]
-    new_us, new_vs = ([torch.empty_like(vector) for vector in vectors] for vectors in (us, vs))
-    sums = [w.new_empty(max(u.numel(), v.numel()), dtype=dtype) for w, u, v in zip(stored, us, vs, strict=True)]
-    sigmas = us[0].new_empty(len(us))
-    addressed = zip(stored, us, vs, new_us, new_vs, sums, strict=True)
-    table = _table([[t.data_ptr() for t in row] + view for row, view in zip(addressed, views, strict=True)], us[0].device)
+    weights: Sequence[Tensor], u: Tensor, v: Tensor, dims: Sequence[int], n_iterations: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """New u, new v and sigmas (L,) after ``n_iterations``; with none at all, copies and ``u^T W v``."""
+    if n_iterations < 0:
+        raise ValueError(f"expected n_iterations >= 0, got {n_iterations}")
+    u, v = u.contiguous(), v.contiguous()
+    stored, views = _readable(weights, u, v, dims)
+    new_u, new_v, sigmas = torch.empty_like(u), torch.empty_like(v), u.new_empty(len(stored))
+    pairs, new_pairs = _pairs(u, v, views), _pairs(new_u, new_v, views)
+    if not stored:
+        return new_u, new_v, sigmas
+    sums = [torch.empty_like(max(pair, key=Tensor.numel)) for pair in pairs]
+    rows = [
+        [*(tensor.data_ptr() for tensor in (w, *pair, *new_pair, room)), *view]
+        for w, pair, new_pair, room, view in zip(stored, pairs, new_pairs, sums, views, strict=True)
+    ]
+    table = _table(rows, u.device)
     tiles = max(
-        max(triton.cdiv(rows, ROWS.value), triton.cdiv(batch * columns, COLUMNS.value)) for batch, rows, columns, *_ in views
+        max(triton.cdiv(height, ROWS.value), triton.cdiv(batch * columns, COLUMNS.value)) for batch, height, columns, *_ in views
     )
-    types: dict[str, Any] = {"DTYPE": TYPES[stored[0].dtype], "WIDE": TYPES[dtype]}
-    many, each = (len(us), max(1, tiles)), (len(us),)
-    with _device(us[0]):
+    types: dict[str, Any] = {"DTYPE": TYPES[stored[0].dtype], "WIDE": TYPES[u.dtype]}
+    many, each = (len(rows), max(1, tiles)), (len(rows),)
+    with _device(u):
         if n_iterations == 0:
             product[many](table, OF_U=True, FACTOR=V, **types)
             projection[each](table, sigmas, WIDE=types["WIDE"])
-            return [u.clone() for u in us], [v.clone() for v in vs], sigmas
-        u, v = U, V
+            return new_u.copy_(u), new_v.copy_(v), sigmas
+        old_u, old_v = U, V
         for _ in range(n_iterations):
-            product[many](table, OF_U=True, FACTOR=v, **types)
-            direction[each](table, sigmas, eps, OF_U=True, BEFORE=u, AFTER=NEW_U, WIDE=types["WIDE"])
-            u = NEW_U
-            product[many](table, OF_U=False, FACTOR=u, **types)
-            direction[each](table, sigmas, eps, OF_U=False, BEFORE=v, AFTER=NEW_V, WIDE=types["WIDE"])
-            v = NEW_V
-    return new_us, new_vs, sigmas
+            product[many](table, OF_U=True, FACTOR=old_v, **types)
+            direction[each](table, sigmas, eps, OF_U=True, BEFORE=old_u, AFTER=NEW_U, WIDE=types["WIDE"])
+            old_u = NEW_U
+            product[many](table, OF_U=False, FACTOR=old_u, **types)
+            direction[each](table, sigmas, eps, OF_U=False, BEFORE=old_v, AFTER=NEW_V, WIDE=types["WIDE"])
+            old_v = NEW_V
+    return new_u, new_v, sigmas
 
 
-def spectral_normalise(
+def spectral_norm(
     weights: Sequence[Tensor],
-    us: Sequence[Tensor],
-    vs: Sequence[Tensor],
-    sigmas: Tensor,
+    u: Tensor,
+    v: Tensor,
     dims: Sequence[int],
+    n_iterations: int,
     eps: float,
     dtype: torch.dtype | None,
-) -> list[Tensor]:
-    """Every weight over its sigma, in the weight's layout, and in ``dtype`` or the weight's own."""
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Every weight over its sigma, in the weight's layout, and in ``dtype`` or the weight's own; and what the iteration gives."""
+    new_u, new_v, sigmas = power_iteration(weights, u, v, dims, n_iterations, eps)
     if not weights:
-        return []
-    outputs = [torch.empty_like(w, dtype=dtype or w.dtype) for w in weights]
-    stored = [_laid_out(_stored(w, sigmas.dtype), out) for w, out in zip(weights, outputs, strict=True)]
-    table = _table(
-        [[w.data_ptr(), 0, 0, 0, out.data_ptr(), w.numel()] for w, out in zip(stored, outputs, strict=True)], sigmas.device
-    )
-    with _device(sigmas):
-        division[_flat(stored)](table, sigmas.contiguous(), eps, **_types(stored[0], outputs[0], sigmas))
-    return outputs
+        return [], new_u, new_v, sigmas
+    outputs = [torch.empty_like(w, dtype=_beside(dtype or w.dtype, u.dtype)) for w in weights]
+    sources = [_laid_out(_stored(w, u.dtype), out) for w, out in zip(weights, outputs, strict=True)]
+    rows = [[w.data_ptr(), 0, 0, 0, out.data_ptr(), w.numel()] for w, out in zip(sources, outputs, strict=True)]
+    table = _table(rows, u.device)
+    with _device(u):
+        division[_flat(sources)](table, sigmas, eps, **_types(sources[0], outputs[0], u))
+    return [out.to(dtype or w.dtype) for out, w in zip(outputs, weights, strict=True)], new_u, new_v, sigmas
 
 
-def spectral_normalise_backward(
+def spectral_norm_backward(
     grads: Sequence[Tensor],
     weights: Sequence[Tensor],
-    us: Sequence[Tensor],
-    vs: Sequence[Tensor],
+    u: Tensor,
+    v: Tensor,
     sigmas: Tensor,
     dims: Sequence[int],
     eps: float,
@@ -280,22 +285,24 @@ def spectral_normalise_backward(
     """The gradients by the weights, in their dtype and layout, from those by the normalised ones."""
     if not weights:
         return []
-    us, vs, sigmas = [u.contiguous() for u in us], [v.contiguous() for v in vs], sigmas.contiguous()
-    stored = [_viewable(_stored(w, sigmas.dtype), dim) for w, dim in zip(weights, dims, strict=True)]
-    laid_out = [_laid_out(g, w) for g, w in zip(grads, stored, strict=True)]
+    _expect([g.shape for g in grads] == [w.shape for w in weights], "gradients of the weights' shapes")
+    _expect(len({g.dtype for g in grads}) == 1, "gradients of one dtype")
+    _expect(sigmas.dtype == u.dtype and sigmas.shape == (len(weights),), f"{len(weights)} sigmas of u's dtype")
+    u, v, sigmas = u.contiguous(), v.contiguous(), sigmas.contiguous()
+    stored, views = _readable(weights, u, v, dims)
+    laid_out = [_laid_out(_stored(g, u.dtype), w) for g, w in zip(grads, stored, strict=True)]
     outputs = [torch.empty_like(w) for w in stored]
-    views = [_view_of(w, dim) for w, dim in zip(stored, dims, strict=True)]
     rows = [
-        [w.data_ptr(), u.data_ptr(), v.data_ptr(), g.data_ptr(), out.data_ptr(), w.numel(), *view]
-        for w, u, v, g, out, view in zip(stored, us, vs, laid_out, outputs, views, strict=True)
+        [w.data_ptr(), *(x.data_ptr() for x in pair), g.data_ptr(), out.data_ptr(), w.numel(), *view]
+        for w, pair, g, out, view in zip(stored, _pairs(u, v, views), laid_out, outputs, views, strict=True)
     ]
     tiles = max(
         triton.cdiv(height, ROWS.value) * triton.cdiv(batch * columns, WIDTH.value) for batch, height, columns, *_ in views
     )
-    table, grid = _table(rows, sigmas.device), _flat(stored)
+    table, grid = _table(rows, u.device), _flat(stored)
     parts = sigmas.new_empty(grid, dtype=torch.float64)
-    types = _types(stored[0], grads[0], sigmas)
-    with _device(sigmas):
+    types = _types(stored[0], laid_out[0], u)
+    with _device(u):
         inner_product[grid](table, parts, **types)
         weight_gradient[len(rows), max(1, tiles)](table, sigmas, parts.sum(1), eps, **types)
     return [_laid_out(out.to(w.dtype), torch.empty_like(w)) for out, w in zip(outputs, weights, strict=True)]
@@ -316,9 +323,35 @@ def _table(rows: list[list[int]], device: torch.device) -> Tensor:
     return host.to(device, non_blocking=True)
 
 
-def _stored(weight: Tensor, wide: torch.dtype) -> Tensor:
-    """The weight in a type that goes with u, v and sigma: its own, unless one of both is float64 and the other is not."""
-    return weight if (weight.dtype == torch.float64) == (wide == torch.float64) else weight.to(wide)
+def _expect(held: bool, what: str) -> None:
+    if not held:
+        raise ValueError(f"expected {what}")
+
+
+def _beside(dtype: torch.dtype, wide: torch.dtype) -> torch.dtype:
+    """What the kernels read or write for ``dtype``: itself, unless it is float64 and u, v and sigma are not, or the reverse."""
+    return dtype if (dtype == torch.float64) == (wide == torch.float64) else wide
+
+
+def _stored(tensor: Tensor, wide: torch.dtype) -> Tensor:
+    return tensor.to(_beside(tensor.dtype, wide))
+
+
+def _readable(weights: Sequence[Tensor], u: Tensor, v: Tensor, dims: Sequence[int]) -> tuple[list[Tensor], list[list[int]]]:
+    """The weights as the kernels read them, and their views."""
+    _expect(u.dtype == v.dtype and u.dtype in (torch.float32, torch.float64), "u and v both in float32 or both in float64")
+    _expect(len({w.dtype for w in weights}) <= 1, "weights of one dtype")
+    stored = [_viewable(_stored(w, u.dtype), dim) for w, dim in zip(weights, dims, strict=True)]
+    return stored, [_view_of(w, dim) for w, dim in zip(stored, dims, strict=True)]
+
+
+def _pairs(u: Tensor, v: Tensor, views: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
+    """The u and v of every weight, where they lie in those of all."""
+    lengths = [
+        (batch * columns, rows) if transposed else (rows, batch * columns) for batch, rows, columns, _, transposed in views
+    ]
+    us, vs = (vector.split([pair[side] for pair in lengths]) for side, vector in enumerate((u, v)))
+    return list(zip(us, vs, strict=True))
 
 
 def _is_channels_last(weight: Tensor) -> bool:
@@ -350,8 +383,8 @@ def _flat(weights: Sequence[Tensor]) -> tuple[int, int]:
     return len(weights), max(1, *(triton.cdiv(w.numel(), BLOCK.value) for w in weights))
 
 
-def _types(weight: Tensor, other: Tensor, sigmas: Tensor) -> dict[str, Any]:
-    return {"DTYPE": TYPES[weight.dtype], "OTHER": TYPES[other.dtype], "WIDE": TYPES[sigmas.dtype]}
+def _types(weight: Tensor, other: Tensor, u: Tensor) -> dict[str, Any]:
+    return {"DTYPE": TYPES[weight.dtype], "OTHER": TYPES[other.dtype], "WIDE": TYPES[u.dtype]}
 
 
 def _device(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:

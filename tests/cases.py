@@ -77,19 +77,24 @@ class Weight:
     shape: tuple[int, ...]
     dim: int = 0
     layout: str = "contiguous"
+    size: float = 1.0  # of its elements
 
     def __str__(self) -> str:
-        return f"{self.name}-{'x'.join(map(str, self.shape))}-dim{self.dim}-{self.layout}"
+        sized = "" if self.size == 1 else f"-{self.size:g}"
+        return f"{self.name}-{'x'.join(map(str, self.shape))}-dim{self.dim}-{self.layout}{sized}"
 
     def make(self, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-        return LAYOUTS[self.layout](torch.randn(self.shape, generator=generator).to(dtype))
+        return LAYOUTS[self.layout]((torch.randn(self.shape, generator=generator) * self.size).to(dtype))
 
 
-def start(weights: list[Tensor], dims: list[int], generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """u and v as training has them, from two iterations in float64.
+def start(
+    weights: list[Tensor], dims: list[int], generator: torch.Generator, wide: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """u and v of all weights as training has them, from two iterations in float64; in ``wide``, or as wide as the weights.
 
     From random vectors |W v| may cancel to any small number, and the rounding of every backend grows by as much.
     """
+    wide = wide or torch.promote_types(weights[0].dtype, torch.float32)
     us, vs = [], []
     for weight, dim in zip(weights, dims, strict=True):
         w = weight.double().movedim(dim, 0).flatten(1)
@@ -97,10 +102,9 @@ def start(weights: list[Tensor], dims: list[int], generator: torch.Generator) ->
         for _ in range(2):
             u = _unit(w @ v, u)
             v = _unit(w.T @ u, v)
-        wide = torch.promote_types(weight.dtype, torch.float32)
         us.append(u.to(wide))
         vs.append(v.to(wide))
-    return us, vs
+    return torch.cat(us), torch.cat(vs)
 
 
 def _unit(vector: Tensor, otherwise: Tensor | None = None) -> Tensor:
@@ -138,6 +142,9 @@ SHAPES = [
     Weight("odd", (5, 9), dim=1),
     Weight("odd", (3, 4, 5), dim=2),
     Weight("wide", (7, 8191)),
+    Weight("wide", (3, 20000)),
+    Weight("wide", (40, 5000)),
+    Weight("tall", (100, 33)),
     Weight("tall", (8191, 7)),
     Weight("square", (513, 515)),
     Weight("conv1d", (6, 4, 3)),
@@ -155,6 +162,13 @@ LAID_OUT = [
     for dim in (0, 1)
     for layout in LAYOUTS
     if len(shape) > 2 or layout not in ("channels-last", "cropped")
+]
+# Below eps, and where the square of sigma has no place in float32. The shapes keep |W v| far from eps with a size of 1e-13, and
+# far from 1.8e19 with one of 1e18: from there on PyTorch's sum of squares is infinite, and u zero.
+SIZED = [
+    Weight("sized", shape, dim, size=size)
+    for shape, dim in (((3, 5), 0), ((12, 7), 0), ((300, 700), 0), ((40, 5000), 0), ((40, 20, 5, 5), 1))
+    for size in (1e-20, 1e-13, 1e-9, 1e15, 1e18, 1e25)
 ]
 EMPTY = [
     Weight("no rows", (0, 5)),

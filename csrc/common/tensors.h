@@ -29,6 +29,10 @@ T* mutable_data_of(const Tensor& tensor) {
     return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
+inline Tensor converted(const Tensor& tensor, ScalarType type) {
+    return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
 // Itself where it is contiguous, without the dispatcher.
 inline Tensor as_contiguous(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
@@ -82,13 +86,6 @@ inline Tensor as_laid_out(const Tensor& tensor, const Tensor& model) {
     return torch::stable::copy_(copied, tensor);
 }
 
-// Uninitialised, contiguous, one for each.
-inline Tensors like(const Tensors& tensors) {
-    Tensors made;
-    for (const Tensor& tensor : tensors) made.push_back(empty_as(tensor, tensor.scalar_type()));
-    return made;
-}
-
 // ---- weights
 
 inline WeightView view_of(const Tensor& weight, int64_t dim) {
@@ -106,23 +103,54 @@ inline WeightView view_of(const Tensor& weight, int64_t dim) {
 
 // The weight in this type and in a layout that a view describes; itself where that is so already.
 inline Tensor viewable(const Tensor& weight, int64_t dim, ScalarType type) {
-    STD_TORCH_CHECK(0 <= dim && dim < weight.dim(), "expected a dim from 0 to ", weight.dim() - 1, ", got ", dim);
-    const Tensor widened = weight.scalar_type() == type ? weight : torch::stable::to(weight, type);
+    const Tensor widened = converted(weight, type);
     return is_channels_last(widened) && dim <= 1 ? widened : as_contiguous(widened);
 }
 
-template <typename... Lists>
-void expect_one_for_each(const Tensors& weights, const Lists&... lists) {
-    STD_TORCH_CHECK(((lists.size() == weights.size()) && ...), "expected lists of one length, one entry for each of the ",
-                    weights.size(), " weights");
+// Where in u and in v the vectors of a weight begin.
+struct Place {
+    int64_t u, v;
+};
+
+// One for each weight. The lists must fit, and u and v be as long as all rows and all columns.
+inline std::vector<Place> places_of(const Tensors& weights, const Tensor& u, const Tensor& v, const std::vector<int64_t>& dims) {
+    STD_TORCH_CHECK(dims.size() == weights.size(), "expected one dim for each of ", weights.size(), " weights, got ",
+                    dims.size());
+    std::vector<Place> places;
+    Place next{0, 0};
+    for (size_t i = 0; i < weights.size(); ++i) {
+        const Tensor& weight = weights[i];
+        STD_TORCH_CHECK(0 <= dims[i] && dims[i] < weight.dim(), "expected a dim from 0 to ", weight.dim() - 1, ", got ", dims[i]);
+        STD_TORCH_CHECK(weight.scalar_type() == weights[0].scalar_type(), "expected weights of one dtype");
+        places.push_back(next);
+        int64_t columns = 1;
+        for (int64_t axis = 0; axis < weight.dim(); ++axis) columns *= axis == dims[i] ? 1 : weight.size(axis);
+        next.u += weight.size(dims[i]);
+        next.v += columns;
+    }
+    STD_TORCH_CHECK(u.dim() == 1 && u.numel() == next.u && v.dim() == 1 && v.numel() == next.v, "expected u and v of ", next.u,
+                    " and ", next.v, " elements, as many as the weights have rows and columns, got ", u.numel(), " and ",
+                    v.numel());
+    return places;
 }
 
-// The type of u, v and sigma.
-inline ScalarType wide_type(const Tensor& sigmas, size_t weights) {
-    const ScalarType type = sigmas.scalar_type();
-    STD_TORCH_CHECK((type == ScalarType::Float || type == ScalarType::Double) && sigmas.numel() == static_cast<int64_t>(weights),
-                    "expected ", weights, " sigmas in float32 or float64");
+// The type of u, v, sigma and the sums.
+inline ScalarType wide_type(const Tensor& u, const Tensor& v) {
+    const ScalarType type = u.scalar_type();
+    STD_TORCH_CHECK((type == ScalarType::Float || type == ScalarType::Double) && v.scalar_type() == type,
+                    "expected u and v both in float32 or both in float64");
     return type;
+}
+
+// The one type of the gradients, one for each weight.
+inline ScalarType type_of_grads(const Tensors& grads, const Tensors& weights) {
+    STD_TORCH_CHECK(grads.size() == weights.size(), "expected a gradient for each of ", weights.size(), " weights, got ",
+                    grads.size());
+    for (size_t i = 0; i < grads.size(); ++i) {
+        STD_TORCH_CHECK(grads[i].scalar_type() == grads[0].scalar_type(), "expected gradients of one dtype");
+        STD_TORCH_CHECK(grads[i].numel() == weights[i].numel(), "expected gradients of the weights' shapes");
+    }
+    return grads[0].scalar_type();
 }
 
 }  // namespace ganfast

@@ -45,6 +45,13 @@ GANFAST_SIMD void add_rows(const T* w, int64_t stride, const T* x, int64_t rows,
     }
 }
 
+// out += a
+template <typename O, typename T>
+GANFAST_SIMD void add(const T* a, O* out, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] += static_cast<O>(a[i]);
+}
+
 // out = a * factor
 template <typename O, typename T>
 GANFAST_SIMD void scale(const T* a, T factor, O* out, int64_t n) {

@@ -1,14 +1,17 @@
 // Spectral norm on the CPU; the maths is on the page ganfast/ops/spectral_norm.py.
 //
-// Every pass over the weights is cut into tasks of fixed size, over all weights of the call, which the threads take in turn: one
-// large weight and many small ones both keep every core busy. What a task computes does not depend on the number of threads, so
-// results are the same bits with one core and with many. Sums run in the weights' type over short stretches, and those in double.
+// Every step is cut into tasks of fixed size, over all weights of the call, which the threads take in turn: one large weight and
+// many small ones both keep every core busy. What a task computes does not depend on the number of threads, so results are the
+// same bits with one core and with many. Sums run in the weights' type over short stretches, and those in double.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numeric>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -23,40 +26,45 @@
 namespace ganfast {
 namespace {
 
-constexpr int64_t TASK = 1 << 14;     // elements a task reads: 64 KB of float32
-constexpr int64_t WIDTH = 1 << 9;     // columns whose sums a task keeps in the first-level cache
-constexpr int64_t STRETCH = 1 << 12;  // terms that are summed in the weights' type
+constexpr int64_t TASK = 1 << 15;      // elements a task reads: 128 KB of float32
+constexpr int64_t WIDTH = 1 << 9;      // columns whose sums a task keeps in the first-level cache
+constexpr int64_t STRETCH = 1 << 12;   // terms that are summed in the weights' type
+constexpr int64_t LONG_ROW = 1 << 14;  // elements of a row that a second reading no longer finds in a near cache
 
-// Units begin to end of a weight: elements, rows, or columns.
-struct Task {
-    size_t weight;
-    int64_t begin, end;
-    bool rows;
+// A range in tasks of equal size.
+struct Cut {
+    int64_t extent, step;
+
+    Cut(int64_t extent, int64_t elements_each, int64_t least)
+        : extent(extent), step(std::max(least, TASK / std::max<int64_t>(1, elements_each))) {}
+
+    int64_t tasks() const { return (extent + step - 1) / step; }
+    int64_t begin(int64_t task) const { return task * step; }
+    int64_t end(int64_t task) const { return std::min(extent, (task + 1) * step); }
 };
-
-void cut(std::vector<Task>& tasks, size_t weight, int64_t extent, int64_t elements_each, int64_t least, bool rows) {
-    const int64_t step = std::max(least, TASK / std::max<int64_t>(1, elements_each));
-    for (int64_t begin = 0; begin < extent; begin += step) tasks.push_back({weight, begin, std::min(begin + step, extent), rows});
-}
 
 template <typename T>
 constexpr ScalarType TYPE = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
-// ---- the two products with one weight
+// body(T()) for the type T of u, v, sigma and the sums
+template <typename F>
+auto with_wide(const Tensor& u, const Tensor& v, const F& body) {
+    return wide_type(u, v) == ScalarType::Double ? body(double()) : body(float());
+}
 
-// x[r] = sum over j of W[.][r][.] y[j], for rows begin to end
+// ---- the products with one weight
+
+// the row's product with y, one batch after the other
 template <typename T>
-void rows_product(const T* w, const WeightView& view, const T* y, T* x, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-        double sum = 0;
-        for (int64_t b = 0; b < view.batch; ++b) {
-            const T* row = w + (b * view.rows + r) * view.columns;
-            for (int64_t j = 0; j < view.columns; j += STRETCH) {
-                sum += dot<T>(row + j, y + b * view.columns + j, std::min(STRETCH, view.columns - j));
-            }
+T row_product(const T* w, const WeightView& view, int64_t r, const T* y) {
+    double sum = 0;
+    for (int64_t b = 0; b < view.batch; ++b) {
+        const T* row = w + (b * view.rows + r) * view.columns;
+        for (int64_t j = 0; j < view.columns; j += STRETCH) {
+            sum += dot<T>(row + j, y + b * view.columns + j, std::min(STRETCH, view.columns - j));
         }
-        x[r] = static_cast<T>(sum);
     }
+    return static_cast<T>(sum);
 }
 
 // y[j] = sum over r of x[r] W[.][r][.], for columns begin to end of all batches
@@ -78,182 +86,205 @@ void columns_product(const T* w, const WeightView& view, const T* x, T* y, int64
     }
 }
 
-// ---- the power iteration
+// ---- the power iteration, and the division
 
+// A weight and its vectors, as they lie in memory.
 template <typename T>
 struct Matrix {
     Tensor weight;  // keeps what `data` points to
     const T* data;
     WeightView view;
-    std::vector<T> x, y, old;  // y in the order of memory
+    std::vector<T> x, y;
 
-    Matrix(const Tensor& given, const Tensor& u, const Tensor& v, int64_t dim, ScalarType wide)
-        : weight(viewable(given, dim, wide)), data(data_of<T>(weight)), view(view_of(weight, dim)) {
-        const Tensor &rows = view.transposed ? v : u, &columns = view.transposed ? u : v;
-        STD_TORCH_CHECK(rows.numel() == view.rows && columns.numel() == view.y_length() && u.numel() == given.size(dim),
-                        "expected u and v as long as the weight's rows (", given.size(dim), ") and columns, got ", u.numel(),
-                        " and ", v.numel());
-        STD_TORCH_CHECK(u.scalar_type() == TYPE<T> && v.scalar_type() == TYPE<T>,
-                        "expected u and v all in float32, or all in float64");
-        x.assign(data_of<T>(rows), data_of<T>(rows) + rows.numel());
-        y.resize(columns.numel());
-        for (int64_t j = 0; j < view.y_length(); ++j) y[j] = data_of<T>(columns)[view.logical(j)];
+    Matrix(const Tensor& given, int64_t dim, const T* u, const T* v)
+        : weight(viewable(given, dim, TYPE<T>)), data(data_of<T>(weight)), view(view_of(weight, dim)), y(view.y_length()) {
+        const T *rows = view.transposed ? v : u, *columns = view.transposed ? u : v;
+        x.assign(rows, rows + view.rows);
+        for (int64_t j = 0; j < view.y_length(); ++j) y[j] = columns[view.logical(j)];
     }
 
-    void write(const Tensor& u, const Tensor& v) const {
-        const Tensor &rows = view.transposed ? v : u, &columns = view.transposed ? u : v;
-        std::copy(x.begin(), x.end(), mutable_data_of<T>(rows));
-        for (int64_t j = 0; j < view.y_length(); ++j) mutable_data_of<T>(columns)[view.logical(j)] = y[j];
+    void write(T* u, T* v) const {
+        T *rows = view.transposed ? v : u, *columns = view.transposed ? u : v;
+        std::copy(x.begin(), x.end(), rows);
+        for (int64_t j = 0; j < view.y_length(); ++j) columns[view.logical(j)] = y[j];
     }
-
-    std::vector<T>& vector(bool u) { return view.transposed == u ? y : x; }
 };
 
-// Every u <- W v, or every v <- W^T u.
+// The steps of one weight's iterations; its vectors and sigma stand here when they are done.
 template <typename T>
-void multiply(std::vector<Matrix<T>>& matrices, bool u) {
-    std::vector<Task> tasks;
-    int64_t elements = 0;
-    for (size_t i = 0; i < matrices.size(); ++i) {
-        const WeightView& view = matrices[i].view;
-        elements += view.elements();
-        matrices[i].old = matrices[i].vector(u);
-        if (view.transposed != u) {
-            cut(tasks, i, view.rows, view.y_length(), 1, true);
-        } else {
-            cut(tasks, i, view.y_length(), view.rows, 32, false);
+class Iteration {
+public:
+    Matrix<T> matrix;
+    double sigma = 0;
+
+    Iteration(Matrix<T> given, double eps)
+        : matrix(std::move(given)),
+          eps_(eps),
+          at_once_(!matrix.view.transposed && matrix.view.batch == 1 && matrix.view.columns <= LONG_ROW),
+          rows_(matrix.view.rows, matrix.view.y_length(), at_once_ ? 32 : 1),
+          columns_(matrix.view.y_length(), matrix.view.rows, 32),
+          x_(matrix.x.size()),
+          y_(matrix.y.size()) {}
+
+    Chain steps(int64_t n_iterations) {
+        if (n_iterations == 0) return {along_rows([this] { sigma = dot<double>(x_.data(), matrix.x.data(), x_.size()); })};
+        Chain chain;
+        if (at_once_) parts_.resize(rows_.tasks() * y_.size());
+        for (int64_t i = 0; i < n_iterations; ++i) {
+            if (at_once_) {
+                chain.push_back({rows_.tasks(), [this](int64_t task) { sweep(task); }, [this] { end_sweep(); }});
+            } else {
+                const Step rows = along_rows([this] { sigma = to_direction(x_, matrix.x); });
+                const Step columns = along_columns([this] { sigma = to_direction(y_, matrix.y); });
+                chain.push_back(matrix.view.transposed ? columns : rows);
+                chain.push_back(matrix.view.transposed ? rows : columns);
+            }
+        }
+        return chain;
+    }
+
+    // out = W / sigma, in the order of W's memory
+    template <typename O>
+    Step division(O* out) {
+        const Cut cut(matrix.view.elements(), 1, 1);
+        return {cut.tasks(), [this, cut, out](int64_t task) {
+                    const T divisor = std::abs(sigma) <= eps_ ? T(1) : static_cast<T>(sigma);
+                    scale(matrix.data + cut.begin(task), 1 / divisor, out + cut.begin(task), cut.end(task) - cut.begin(task));
+                }};
+    }
+
+private:
+    double eps_;
+    bool at_once_;
+    Cut rows_, columns_;
+    std::vector<T> x_, y_, parts_;  // the sums
+
+    Step along_rows(std::function<void()> finish) {
+        return {rows_.tasks(), [this](int64_t task) { multiply_rows(rows_.begin(task), rows_.end(task)); }, std::move(finish)};
+    }
+
+    Step along_columns(std::function<void()> finish) {
+        return {columns_.tasks(), [this](int64_t task) { multiply_columns(columns_.begin(task), columns_.end(task)); },
+                std::move(finish)};
+    }
+
+    void multiply_rows(int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) x_[r] = row_product(matrix.data, matrix.view, r, matrix.y.data());
+    }
+
+    void multiply_columns(int64_t begin, int64_t end) {
+        columns_product(matrix.data, matrix.view, matrix.x.data(), y_.data(), begin, end);
+    }
+
+    // sums / |sums|, or what was there before where |sums| is at most eps; NaN is not at most eps. Returns |sums|.
+    double to_direction(const std::vector<T>& sums, std::vector<T>& direction) const {
+        const T length = static_cast<T>(std::sqrt(dot<double>(sums.data(), sums.data(), sums.size())));
+        if (!(length <= eps_)) {
+            for (size_t i = 0; i < sums.size(); ++i) direction[i] = sums[i] / length;
+        }
+        return length;
+    }
+
+    // Both products in one reading of W: four rows' shares of W y, and while they are near, theirs of W^T (W y). What |W y|
+    // would divide by is a factor of the whole second product, and only its direction is wanted.
+    void sweep(int64_t task) {
+        const int64_t columns = matrix.view.columns;
+        T* part = parts_.data() + task * columns;
+        std::fill(part, part + columns, T(0));
+        for (int64_t r = rows_.begin(task); r < rows_.end(task); r += 4) {
+            const int64_t rows = std::min<int64_t>(4, rows_.end(task) - r);
+            multiply_rows(r, r + rows);
+            add_rows(matrix.data + r * columns, columns, x_.data() + r, rows, part, columns);
         }
     }
-    for_each_task(tasks.size(), elements, [&](int64_t number) {
-        const Task& task = tasks[number];
-        Matrix<T>& m = matrices[task.weight];
-        if (task.rows) {
-            rows_product(m.data, m.view, m.y.data(), m.x.data(), task.begin, task.end);
-        } else {
-            columns_product(m.data, m.view, m.x.data(), m.y.data(), task.begin, task.end);
+
+    void end_sweep() {
+        const double before = to_direction(x_, matrix.x);
+        if (before > std::max(eps_, 1e-15)) {
+            std::vector<double> sums(y_.size());
+            for (size_t at = 0; at < parts_.size(); at += y_.size()) add(parts_.data() + at, sums.data(), y_.size());
+            for (size_t j = 0; j < y_.size(); ++j) y_[j] = static_cast<T>(sums[j] / before);
+            sigma = to_direction(y_, matrix.y);
+            if (std::isfinite(sigma)) return;
         }
+        // W y has no direction, or its square no place in T: the product with the direction instead
+        multiply_columns(0, columns_.extent);
+        sigma = to_direction(y_, matrix.y);
+    }
+};
+
+// New u, new v and the sigmas; then(i, iteration) gives the steps that follow those of weight i.
+template <typename T, typename F>
+std::tuple<Tensor, Tensor, Tensor> iterate(const Tensors& weights, const Tensor& u, const Tensor& v,
+                                           const std::vector<int64_t>& dims, int64_t n_iterations, double eps, const F& then) {
+    STD_TORCH_CHECK(n_iterations >= 0, "expected n_iterations >= 0, got ", n_iterations);
+    const std::vector<Place> places = places_of(weights, u, v, dims);
+    const int64_t count = static_cast<int64_t>(weights.size());
+    const Tensor new_u = empty_as(u, TYPE<T>), new_v = empty_as(v, TYPE<T>), sigmas = torch::stable::new_empty(u, {&count, 1});
+    const Tensor old_u = as_contiguous(u), old_v = as_contiguous(v);
+    std::vector<Iteration<T>> iterations;
+    iterations.reserve(weights.size());  // the steps hold addresses
+    std::vector<Chain> chains;
+    int64_t elements = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+        iterations.emplace_back(Matrix<T>(weights[i], dims[i], data_of<T>(old_u) + places[i].u, data_of<T>(old_v) + places[i].v),
+                                eps);
+        chains.push_back(iterations.back().steps(n_iterations));
+        then(i, iterations.back(), chains.back());
+        elements += iterations.back().matrix.view.elements();
+    }
+    run_chains(chains, elements);
+    for (size_t i = 0; i < weights.size(); ++i) {
+        iterations[i].matrix.write(mutable_data_of<T>(new_u) + places[i].u, mutable_data_of<T>(new_v) + places[i].v);
+        mutable_data_of<T>(sigmas)[i] = static_cast<T>(iterations[i].sigma);
+    }
+    return {new_u, new_v, sigmas};
+}
+
+std::tuple<Tensor, Tensor, Tensor> power_iteration(const Tensors& weights, const Tensor& u, const Tensor& v,
+                                                   const std::vector<int64_t>& dims, int64_t n_iterations, double eps) {
+    return with_wide(u, v, [&](auto wide) {
+        return iterate<decltype(wide)>(weights, u, v, dims, n_iterations, eps, [](size_t, auto&, Chain&) {});
     });
 }
 
-// vector / |vector|, or what was there before where |vector| is at most eps; NaN is not at most eps. Returns |vector|.
+// The type of normalised weights, or of gradients by them, that the kernels write or read in the place of this one: float64 goes
+// with float64.
 template <typename T>
-double to_direction(std::vector<T>& vector, const std::vector<T>& before, double eps) {
-    const T norm = static_cast<T>(std::sqrt(dot<double>(vector.data(), vector.data(), vector.size())));
-    if (norm <= eps) {
-        vector = before;
-    } else {
-        for (T& element : vector) element /= norm;
-    }
-    return norm;
+ScalarType beside(ScalarType type) {
+    return std::is_same_v<T, double> || type == ScalarType::Double ? TYPE<T> : type;
 }
 
-template <typename T>
-std::vector<double> iterate(std::vector<Matrix<T>>& matrices, int64_t n_iterations, double eps) {
-    std::vector<double> sigmas(matrices.size());
-    for (int64_t iteration = 0; iteration < n_iterations; ++iteration) {
-        for (const bool u : {true, false}) {
-            multiply(matrices, u);
-            for (size_t i = 0; i < matrices.size(); ++i) sigmas[i] = to_direction(matrices[i].vector(u), matrices[i].old, eps);
-        }
-    }
-    if (n_iterations == 0) {  // u^T W v
-        multiply(matrices, true);
-        for (size_t i = 0; i < matrices.size(); ++i) {
-            std::vector<T>& product = matrices[i].vector(true);
-            sigmas[i] = dot<double>(product.data(), matrices[i].old.data(), product.size());
-            product = matrices[i].old;
-        }
-    }
-    return sigmas;
-}
-
-template <typename T>
-void power_iteration_in(ScalarType wide, const Tensors& weights, const Tensors& us, const Tensors& vs,
-                        const std::vector<int64_t>& dims, int64_t n_iterations, double eps, const Tensors& new_us,
-                        const Tensors& new_vs, const Tensor& sigmas) {
-    std::vector<Matrix<T>> matrices;
-    matrices.reserve(weights.size());
-    for (size_t i = 0; i < weights.size(); ++i) {
-        matrices.emplace_back(weights[i], as_contiguous(us[i]), as_contiguous(vs[i]), dims[i], wide);
-    }
-    const std::vector<double> found = iterate(matrices, n_iterations, eps);
-    for (size_t i = 0; i < weights.size(); ++i) {
-        matrices[i].write(new_us[i], new_vs[i]);
-        mutable_data_of<T>(sigmas)[i] = static_cast<T>(found[i]);
-    }
-}
-
-std::tuple<Tensors, Tensors, Tensor> power_iteration(const Tensors& weights, const Tensors& us, const Tensors& vs,
-                                                     const std::vector<int64_t>& dims, int64_t n_iterations, double eps) {
-    STD_TORCH_CHECK(!weights.empty(), "expected at least one weight");
-    STD_TORCH_CHECK(n_iterations >= 0, "expected n_iterations >= 0, got ", n_iterations);
-    expect_one_for_each(weights, us, vs, dims);
-    const ScalarType wide = us[0].scalar_type();
-    const int64_t count = weights.size();
-    Tensors new_us = like(us), new_vs = like(vs);
-    Tensor sigmas = torch::stable::new_empty(us[0], {&count, 1});
-    if (wide == ScalarType::Double) {
-        power_iteration_in<double>(wide, weights, us, vs, dims, n_iterations, eps, new_us, new_vs, sigmas);
-    } else {
-        power_iteration_in<float>(wide, weights, us, vs, dims, n_iterations, eps, new_us, new_vs, sigmas);
-    }
-    return {new_us, new_vs, sigmas};
-}
-
-// ---- the division, and its gradient
-
-std::vector<Task> elements_of(const Tensors& weights) {
-    std::vector<Task> tasks;
-    for (size_t i = 0; i < weights.size(); ++i) cut(tasks, i, weights[i].numel(), 1, 1, false);
-    return tasks;
-}
-
-// Runs `body(pointers to O)` for the type O of the normalised weights or of the gradients by them.
+// body(O()) for such a type O
 template <typename T, typename F>
 void with_type(ScalarType type, const F& body) {
-    if (type == TYPE<T>) {
-        body(T());
-    } else if (std::is_same_v<T, float> && type == ScalarType::BFloat16) {
-        body(torch::headeronly::BFloat16());
-    } else {
-        STD_TORCH_CHECK((std::is_same_v<T, float> && type == ScalarType::Half),
-                        "expected normalised weights in float32, bfloat16, "
-                        "float16, or in float64 where the weights are");
-        body(torch::headeronly::Half());
+    if (type == TYPE<T>) return body(T());
+    if constexpr (std::is_same_v<T, float>) {
+        if (type == ScalarType::BFloat16) return body(torch::headeronly::BFloat16());
+        if (type == ScalarType::Half) return body(torch::headeronly::Half());
     }
+    STD_TORCH_CHECK(false, "expected weights and gradients in float32, float64, bfloat16 or float16");
 }
 
-template <typename T>
-T scale_of(const Tensor& sigmas, size_t i, double eps) {
-    const T sigma = data_of<T>(sigmas)[i];
-    return std::abs(sigma) <= eps ? T(1) : sigma;
-}
-
-template <typename T>
-void normalise_into(const Tensors& weights, const Tensor& sigmas, double eps, const Tensors& outputs) {
-    const std::vector<Task> tasks = elements_of(weights);
-    with_type<T>(outputs[0].scalar_type(), [&](auto type) {
-        for_each_task(tasks.size(), tasks.size() * TASK, [&](int64_t number) {
-            const auto [i, begin, end, _] = tasks[number];
-            scale(data_of<T>(weights[i]) + begin, 1 / scale_of<T>(sigmas, i, eps),
-                  mutable_data_of<decltype(type)>(outputs[i]) + begin, end - begin);
-        });
+std::tuple<Tensors, Tensor, Tensor, Tensor> spectral_norm(const Tensors& weights, const Tensor& u, const Tensor& v,
+                                                          const std::vector<int64_t>& dims, int64_t n_iterations, double eps,
+                                                          std::optional<ScalarType> dtype) {
+    return with_wide(u, v, [&](auto wide) {
+        using T = decltype(wide);
+        Tensors normalised;
+        const ScalarType out = dtype.value_or(weights.empty() ? TYPE<T> : weights[0].scalar_type());
+        const auto divide = [&](size_t i, Iteration<T>& iteration, Chain& chain) {
+            normalised.push_back(pooled_as(iteration.matrix.weight, beside<T>(out)));
+            with_type<T>(normalised[i].scalar_type(),
+                         [&](auto type) { chain.push_back(iteration.division(mutable_data_of<decltype(type)>(normalised[i]))); });
+        };
+        const auto [new_u, new_v, sigmas] = iterate<T>(weights, u, v, dims, n_iterations, eps, divide);
+        for (size_t i = 0; i < weights.size(); ++i) normalised[i] = as_laid_out(converted(normalised[i], out), weights[i]);
+        return std::tuple(normalised, new_u, new_v, sigmas);
     });
 }
 
-Tensors spectral_normalise(const Tensors& weights, const Tensors&, const Tensors&, const Tensor& sigmas,
-                           const std::vector<int64_t>&, double eps, std::optional<ScalarType> dtype) {
-    if (weights.empty()) return {};
-    const ScalarType wide = wide_type(sigmas, weights.size()), out = dtype.value_or(weights[0].scalar_type());
-    Tensors sources, outputs;
-    for (const Tensor& weight : weights) {
-        outputs.push_back(pooled_as(weight, out));
-        sources.push_back(as_laid_out(weight.scalar_type() == wide ? weight : torch::stable::to(weight, wide), outputs.back()));
-    }
-    const auto normalise = wide == ScalarType::Double ? normalise_into<double> : normalise_into<float>;
-    normalise(sources, as_contiguous(sigmas), eps, outputs);
-    return outputs;
-}
+// ---- the gradient
 
 // out = g * factor - (x y^T) * c, for elements begin to end of a weight in the order of memory
 template <typename T, typename G>
@@ -267,60 +298,87 @@ void subtract_outer(const G* g, const WeightView& view, const T* x, const T* y, 
     }
 }
 
-template <typename T>
-void gradients_into(const Tensors& grads, const std::vector<Matrix<T>>& matrices, const Tensor& sigmas, double eps,
-                    const Tensors& outputs) {
-    Tensors weights;
-    for (const Matrix<T>& matrix : matrices) weights.push_back(matrix.weight);
-    const std::vector<Task> tasks = elements_of(weights);
-    with_type<T>(grads[0].scalar_type(), [&](auto type) {
-        using G = decltype(type);
-        std::vector<double> parts(tasks.size()), inner(weights.size());
-        for_each_task(tasks.size(), tasks.size() * TASK, [&](int64_t number) {
-            const auto [i, begin, end, _] = tasks[number];
-            for (int64_t at = begin; at < end; at += STRETCH) {
-                parts[number] += dot<T>(data_of<G>(grads[i]) + at, matrices[i].data + at, std::min(STRETCH, end - at));
-            }
-        });
-        for (size_t number = 0; number < tasks.size(); ++number) inner[tasks[number].weight] += parts[number];
-        for_each_task(tasks.size(), tasks.size() * TASK, [&](int64_t number) {
-            const auto [i, begin, end, _] = tasks[number];
-            const Matrix<T>& m = matrices[i];
-            const double sigma = data_of<T>(sigmas)[i];
-            const T c = std::abs(sigma) <= eps ? T(0) : static_cast<T>(inner[i] / (sigma * sigma));
-            subtract_outer(data_of<G>(grads[i]), m.view, m.x.data(), m.y.data(), 1 / scale_of<T>(sigmas, i, eps), c,
-                           mutable_data_of<T>(outputs[i]), begin, end);
-        });
-    });
-}
+// The steps of one weight's gradient.
+template <typename T, typename G>
+class Gradient {
+public:
+    Gradient(Matrix<T> matrix, const G* grad, T sigma, double eps, T* out)
+        : matrix_(std::move(matrix)),
+          grad_(grad),
+          sigma_(sigma),
+          scaled_(!(std::abs(sigma) <= eps)),
+          out_(out),
+          cut_(matrix_.view.elements(), 1, 1),
+          parts_(cut_.tasks()) {}
 
-template <typename T>
-Tensors gradients_in(ScalarType wide, const Tensors& grads, const Tensors& weights, const Tensors& us, const Tensors& vs,
-                     const Tensor& sigmas, const std::vector<int64_t>& dims, double eps) {
-    std::vector<Matrix<T>> matrices;
-    Tensors laid_out, outputs;
-    matrices.reserve(weights.size());
-    for (size_t i = 0; i < weights.size(); ++i) {
-        matrices.emplace_back(weights[i], as_contiguous(us[i]), as_contiguous(vs[i]), dims[i], wide);
-        STD_TORCH_CHECK(grads[i].scalar_type() == grads[0].scalar_type(), "expected gradients of one dtype");
-        laid_out.push_back(as_laid_out(grads[i], matrices[i].weight));
-        outputs.push_back(pooled_as(matrices[i].weight, wide));
+    Chain steps() {
+        return {{cut_.tasks(), [this](int64_t task) { multiply(task); }, [this] { end_product(); }},
+                {cut_.tasks(), [this](int64_t task) { subtract(task); }}};
     }
-    gradients_into(laid_out, matrices, sigmas, eps, outputs);
-    for (size_t i = 0; i < weights.size(); ++i) {
-        if (weights[i].scalar_type() != wide) outputs[i] = torch::stable::to(outputs[i], weights[i].scalar_type());
-        outputs[i] = as_laid_out(outputs[i], weights[i]);
-    }
-    return outputs;
-}
 
-Tensors spectral_normalise_backward(const Tensors& grads, const Tensors& weights, const Tensors& us, const Tensors& vs,
-                                    const Tensor& sigmas, const std::vector<int64_t>& dims, double eps) {
+private:
+    Matrix<T> matrix_;
+    const G* grad_;
+    double sigma_;
+    bool scaled_;
+    T* out_;
+    Cut cut_;
+    std::vector<double> parts_;  // of <G, W>
+    T c_ = 0;                    // <G, W> / sigma^2
+
+    void multiply(int64_t task) {
+        double sum = 0;
+        for (int64_t at = cut_.begin(task); at < cut_.end(task); at += STRETCH) {
+            sum += dot<T>(grad_ + at, matrix_.data + at, std::min(STRETCH, cut_.end(task) - at));
+        }
+        parts_[task] = sum;
+    }
+
+    void end_product() {
+        const double product = std::accumulate(parts_.begin(), parts_.end(), 0.0);
+        if (scaled_) c_ = static_cast<T>(product / (sigma_ * sigma_));
+    }
+
+    void subtract(int64_t task) {
+        const T factor = scaled_ ? 1 / static_cast<T>(sigma_) : T(1);
+        subtract_outer(grad_, matrix_.view, matrix_.x.data(), matrix_.y.data(), factor, c_, out_, cut_.begin(task),
+                       cut_.end(task));
+    }
+};
+
+Tensors spectral_norm_backward(const Tensors& grads, const Tensors& weights, const Tensor& u, const Tensor& v,
+                               const Tensor& sigmas, const std::vector<int64_t>& dims, double eps) {
     if (weights.empty()) return {};
-    expect_one_for_each(weights, grads, us, vs, dims);
-    const ScalarType wide = wide_type(sigmas, weights.size());
-    const auto gradients = wide == ScalarType::Double ? gradients_in<double> : gradients_in<float>;
-    return gradients(wide, grads, weights, us, vs, as_contiguous(sigmas), dims, eps);
+    return with_wide(u, v, [&](auto wide) {
+        using T = decltype(wide);
+        const std::vector<Place> places = places_of(weights, u, v, dims);
+        const ScalarType type = beside<T>(type_of_grads(grads, weights));
+        STD_TORCH_CHECK(sigmas.scalar_type() == TYPE<T> && sigmas.numel() == static_cast<int64_t>(weights.size()), "expected ",
+                        weights.size(), " sigmas of u's dtype");
+        const Tensor old_u = as_contiguous(u), old_v = as_contiguous(v), divisors = as_contiguous(sigmas);
+        Tensors laid_out, outputs;
+        with_type<T>(type, [&](auto other) {
+            using G = decltype(other);
+            std::vector<Gradient<T, G>> gradients;
+            gradients.reserve(grads.size());  // the steps hold addresses
+            std::vector<Chain> chains;
+            int64_t elements = 0;
+            for (size_t i = 0; i < weights.size(); ++i) {
+                Matrix<T> matrix(weights[i], dims[i], data_of<T>(old_u) + places[i].u, data_of<T>(old_v) + places[i].v);
+                laid_out.push_back(as_laid_out(converted(grads[i], type), matrix.weight));
+                outputs.push_back(pooled_as(matrix.weight, TYPE<T>));
+                elements += matrix.view.elements();
+                gradients.emplace_back(std::move(matrix), data_of<G>(laid_out[i]), data_of<T>(divisors)[i], eps,
+                                       mutable_data_of<T>(outputs[i]));
+                chains.push_back(gradients.back().steps());
+            }
+            run_chains(chains, elements);
+        });
+        for (size_t i = 0; i < weights.size(); ++i) {
+            outputs[i] = as_laid_out(converted(outputs[i], weights[i].scalar_type()), weights[i]);
+        }
+        return outputs;
+    });
 }
 
 }  // namespace
@@ -328,6 +386,6 @@ Tensors spectral_normalise_backward(const Tensors& grads, const Tensors& weights
 
 STABLE_TORCH_LIBRARY_IMPL(ganfast, CPU, library) {
     library.impl("power_iteration", TORCH_BOX(&ganfast::power_iteration));
-    library.impl("spectral_normalise", TORCH_BOX(&ganfast::spectral_normalise));
-    library.impl("spectral_normalise_backward", TORCH_BOX(&ganfast::spectral_normalise_backward));
+    library.impl("spectral_norm", TORCH_BOX(&ganfast::spectral_norm));
+    library.impl("spectral_norm_backward", TORCH_BOX(&ganfast::spectral_norm_backward));
 }

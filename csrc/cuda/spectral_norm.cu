@@ -20,11 +20,10 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// The type in which a weight is read: its own, unless u, v and sigma are in float64 and it is not, or the reverse.
-ScalarType stored_type(const Tensors& weights, ScalarType wide) {
-    const ScalarType type = weights[0].scalar_type();
-    for (const Tensor& weight : weights) STD_TORCH_CHECK(weight.scalar_type() == type, "expected weights of one dtype");
-    return (wide == ScalarType::Double) == (type == ScalarType::Double) ? type : wide;
+// The type in which a weight, a normalised one or a gradient is read and written: its own, unless u, v and sigma are in float64
+// and it is not, or the reverse.
+ScalarType beside(ScalarType type, ScalarType wide) {
+    return (type == ScalarType::Double) == (wide == ScalarType::Double) ? type : wide;
 }
 
 // body(S()) for the type S of weights, normalised weights or gradients
@@ -33,34 +32,53 @@ void with_type(ScalarType type, const F& body) {
     if (type == ScalarType::Float) return body(float());
     if (type == ScalarType::Double) return body(double());
     if (type == ScalarType::BFloat16) return body(BFloat16());
-    STD_TORCH_CHECK(type == ScalarType::Half, "expected weights in float32, float64, bfloat16 or float16");
+    STD_TORCH_CHECK(type == ScalarType::Half, "expected weights and gradients in float32, float64, bfloat16 or float16");
     body(Half());
 }
 
-// body(S(), O()) where both are float64 or neither is
+// body(S(), O()) for two types beside the same one, and so both float64 or neither
 template <typename F>
 void with_types(ScalarType type, ScalarType other, const F& body) {
     with_type(type, [&](auto s) {
         with_type(other, [&](auto o) {
             using S = decltype(s);
             using O = decltype(o);
-            constexpr bool FIT = std::is_same_v<Wide<S>, Wide<O>>;
-            STD_TORCH_CHECK(FIT, "expected float64 on both sides of the division by sigma, or on neither");
+            constexpr bool FIT = std::is_same_v<Wide<S>, Wide<O>>;  // named: g++ 12 takes it for false within the condition
             if constexpr (FIT) body(s, o);
         });
     });
 }
 
-// u, v or the sigmas, where the kernels can read them.
-Tensor vector_of(const Tensor& tensor, ScalarType wide, const Tensor& weight) {
-    STD_TORCH_CHECK(tensor.scalar_type() == wide && tensor.get_device_index() == weight.get_device_index(),
-                    "expected u, v and sigma in one dtype, float32 or float64, and on the weights' device");
-    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+void expect_on_device_of(const Tensor& u, const Tensors& tensors) {
+    for (const Tensor& tensor : tensors) {
+        STD_TORCH_CHECK(tensor.get_device_index() == u.get_device_index(), "expected all tensors on one device");
+    }
 }
 
-Tensor converted(const Tensor& tensor, ScalarType type) {
-    return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
-}
+// The weights and their vectors where the kernels can read them.
+struct Matrices {
+    ScalarType wide, type;  // of u, v and sigma; of the weights
+    int64_t count;
+    std::vector<Place> places;
+    Tensor u, v;
+    Tensors weights;  // the launches read addresses alone
+    std::vector<WeightView> views;
+
+    Matrices(const Tensors& given, const Tensor& old_u, const Tensor& old_v, const std::vector<int64_t>& dims)
+        : wide(wide_type(old_u, old_v)),
+          type(given.empty() ? wide : beside(given[0].scalar_type(), wide)),
+          count(given.size()),
+          places(places_of(given, old_u, old_v, dims)),
+          u(as_contiguous(old_u)),
+          v(as_contiguous(old_v)) {
+        expect_on_device_of(u, {v});
+        expect_on_device_of(u, given);
+        for (int64_t i = 0; i < count; ++i) {
+            weights.push_back(viewable(given[i], dims[i], type));
+            views.push_back(view_of(weights[i], dims[i]));
+        }
+    }
+};
 
 // The group's tiles numbered from 0, those of weight i tiles(its view) many; returns how many there are.
 template <typename Record, typename F>
@@ -128,107 +146,112 @@ void iterate(Group<Iterated>& group, int64_t n_iterations, const Stream& stream)
     }
 }
 
-std::tuple<Tensors, Tensors, Tensor> power_iteration(const Tensors& weights, const Tensors& us, const Tensors& vs,
-                                                     const std::vector<int64_t>& dims, int64_t n_iterations, double eps) {
-    STD_TORCH_CHECK(!weights.empty(), "expected at least one weight");
+// New u, new v and the sigmas.
+std::tuple<Tensor, Tensor, Tensor> iterate_all(const Matrices& matrices, int64_t n_iterations, double eps, const Stream& stream) {
     STD_TORCH_CHECK(n_iterations >= 0, "expected n_iterations >= 0, got ", n_iterations);
-    expect_one_for_each(weights, us, vs, dims);
-    const int64_t count = weights.size();
-    const Stream stream(weights[0]);
-    Tensors new_us = like(us), new_vs = like(vs), kept;  // the launches read addresses alone
-    Tensor sigmas = torch::stable::new_empty(us[0], {&count, 1});
-    const ScalarType wide = wide_type(sigmas, weights.size()), type = stored_type(weights, wide);
-    const auto address = [&](const Tensor& tensor) {
-        kept.push_back(tensor);
-        return tensor.const_data_ptr();
-    };
-    const auto add = [&](int64_t i) {
-        const Tensor weight = viewable(weights[i], dims[i], type);
-        Iterated record{};
-        record.view = view_of(weight, dims[i]);
-        record.weight = address(weight);
-        record.u = address(vector_of(us[i], wide, weight));
-        record.v = address(vector_of(vs[i], wide, weight));
-        record.new_u = new_us[i].mutable_data_ptr();
-        record.new_v = new_vs[i].mutable_data_ptr();
-        return record;
-    };
-    with_type(type, [&](auto s) {
+    const Tensor new_u = empty_as(matrices.u, matrices.wide), new_v = empty_as(matrices.v, matrices.wide);
+    const Tensor sigmas = torch::stable::new_empty(matrices.u, {&matrices.count, 1});
+    with_type(matrices.type, [&](auto s) {
         using T = Wide<decltype(s)>;
-        for_each_group<Iterated>(count, add, [&](Group<Iterated>& group, int64_t begin) {
+        const auto add = [&](int64_t i) {
+            const Place place = matrices.places[i];
+            Iterated record{};
+            record.view = matrices.views[i];
+            record.weight = matrices.weights[i].const_data_ptr();
+            record.u = data_of<T>(matrices.u) + place.u;
+            record.v = data_of<T>(matrices.v) + place.v;
+            record.new_u = mutable_data_of<T>(new_u) + place.u;
+            record.new_v = mutable_data_of<T>(new_v) + place.v;
+            return record;
+        };
+        for_each_group<Iterated>(matrices.count, add, [&](Group<Iterated>& group, int64_t begin) {
             group.eps = eps;
             group.sigmas = mutable_data_of<T>(sigmas) + begin;
-            const Tensor sums = place_sums<T>(group, us[0]);
+            const Tensor sums = place_sums<T>(group, matrices.u);
             iterate<decltype(s)>(group, n_iterations, stream);
         });
     });
-    return {new_us, new_vs, sigmas};
+    return {new_u, new_v, sigmas};
+}
+
+std::tuple<Tensor, Tensor, Tensor> power_iteration(const Tensors& weights, const Tensor& u, const Tensor& v,
+                                                   const std::vector<int64_t>& dims, int64_t n_iterations, double eps) {
+    return iterate_all(Matrices(weights, u, v, dims), n_iterations, eps, Stream(u));
 }
 
 // ---- the division, and its gradient
 
 int64_t spans(const WeightView& view) { return ceil_div(view.elements(), span(view.elements())); }
 
-Tensors spectral_normalise(const Tensors& weights, const Tensors&, const Tensors&, const Tensor& sigmas,
-                           const std::vector<int64_t>&, double eps, std::optional<ScalarType> dtype) {
-    if (weights.empty()) return {};
-    const ScalarType wide = wide_type(sigmas, weights.size()), type = stored_type(weights, wide);
-    const ScalarType out = dtype.value_or(weights[0].scalar_type());
-    const Stream stream(weights[0]);
-    const Tensor divisors = vector_of(sigmas, wide, weights[0]);
+// Every weight over its sigma, as the weights given are laid out.
+Tensors divide(const Tensors& weights, const Matrices& matrices, const Tensor& sigmas, double eps, ScalarType type,
+               const Stream& stream) {
+    const ScalarType out = beside(type, matrices.wide);
     Tensors sources, outputs;
     const auto add = [&](int64_t i) {
         outputs.push_back(empty_as(weights[i], out));
-        sources.push_back(as_laid_out(converted(weights[i], type), outputs.back()));
+        sources.push_back(as_laid_out(converted(weights[i], matrices.type), outputs.back()));
         Divided record{};
         record.view = {1, 1, weights[i].numel(), weights[i].numel(), false};
         record.weight = sources.back().const_data_ptr();
         record.out = outputs.back().mutable_data_ptr();
         return record;
     };
-    with_types(type, out, [&](auto s, auto o) {
+    with_types(matrices.type, out, [&](auto s, auto o) {
         using S = decltype(s);
-        for_each_group<Divided>(weights.size(), add, [&](Group<Divided>& group, int64_t begin) {
+        for_each_group<Divided>(matrices.count, add, [&](Group<Divided>& group, int64_t begin) {
             group.eps = eps;
-            group.sigmas = mutable_data_of<Wide<S>>(divisors) + begin;
+            group.sigmas = mutable_data_of<Wide<S>>(sigmas) + begin;
             stream.launch<Division<S, decltype(o)>>(group, number_tiles(group, spans));
         });
     });
+    for (Tensor& output : outputs) output = converted(output, type);
     return outputs;
 }
 
-Tensors spectral_normalise_backward(const Tensors& grads, const Tensors& weights, const Tensors& us, const Tensors& vs,
-                                    const Tensor& sigmas, const std::vector<int64_t>& dims, double eps) {
+std::tuple<Tensors, Tensor, Tensor, Tensor> spectral_norm(const Tensors& weights, const Tensor& u, const Tensor& v,
+                                                          const std::vector<int64_t>& dims, int64_t n_iterations, double eps,
+                                                          std::optional<ScalarType> dtype) {
+    const Matrices matrices(weights, u, v, dims);
+    const Stream stream(u);
+    const auto [new_u, new_v, sigmas] = iterate_all(matrices, n_iterations, eps, stream);
+    const ScalarType type = dtype.value_or(weights.empty() ? matrices.wide : weights[0].scalar_type());
+    return {divide(weights, matrices, sigmas, eps, type, stream), new_u, new_v, sigmas};
+}
+
+Tensors spectral_norm_backward(const Tensors& grads, const Tensors& weights, const Tensor& u, const Tensor& v,
+                               const Tensor& sigmas, const std::vector<int64_t>& dims, double eps) {
     if (weights.empty()) return {};
-    expect_one_for_each(weights, grads, us, vs, dims);
-    const ScalarType wide = wide_type(sigmas, weights.size()), type = stored_type(weights, wide);
-    const Stream stream(weights[0]);
-    const Tensor divisors = vector_of(sigmas, wide, weights[0]);
-    Tensors kept, outputs;
-    const auto address = [&](const Tensor& tensor) {
-        kept.push_back(tensor);
-        return tensor.const_data_ptr();
-    };
-    const auto add = [&](int64_t i) {
-        STD_TORCH_CHECK(grads[i].scalar_type() == grads[0].scalar_type(), "expected gradients of one dtype");
-        const Tensor weight = viewable(weights[i], dims[i], type);
-        outputs.push_back(empty_as(weight, type));
-        Divided record{};
-        record.view = view_of(weight, dims[i]);
-        record.weight = address(weight);
-        record.grad = address(as_laid_out(grads[i], weight));
-        record.u = address(vector_of(us[i], wide, weight));
-        record.v = address(vector_of(vs[i], wide, weight));
-        record.out = outputs.back().mutable_data_ptr();
-        return record;
-    };
-    with_types(type, grads[0].scalar_type(), [&](auto s, auto o) {
+    const Matrices matrices(weights, u, v, dims);
+    const ScalarType other = beside(type_of_grads(grads, weights), matrices.wide);
+    STD_TORCH_CHECK(sigmas.scalar_type() == matrices.wide && sigmas.numel() == matrices.count, "expected ", matrices.count,
+                    " sigmas of u's dtype");
+    expect_on_device_of(u, {sigmas});
+    expect_on_device_of(u, grads);
+    const Stream stream(u);
+    const Tensor divisors = as_contiguous(sigmas);
+    Tensors laid_out, outputs;
+    with_types(matrices.type, other, [&](auto s, auto o) {
         using S = decltype(s);
-        for_each_group<Divided>(weights.size(), add, [&](Group<Divided>& group, int64_t begin) {
+        using T = Wide<S>;
+        const auto add = [&](int64_t i) {
+            const Tensor& weight = matrices.weights[i];
+            laid_out.push_back(as_laid_out(converted(grads[i], other), weight));
+            outputs.push_back(empty_as(weight, matrices.type));
+            Divided record{};
+            record.view = matrices.views[i];
+            record.weight = weight.const_data_ptr();
+            record.grad = laid_out.back().const_data_ptr();
+            record.u = data_of<T>(matrices.u) + matrices.places[i].u;
+            record.v = data_of<T>(matrices.v) + matrices.places[i].v;
+            record.out = outputs.back().mutable_data_ptr();
+            return record;
+        };
+        for_each_group<Divided>(matrices.count, add, [&](Group<Divided>& group, int64_t begin) {
             group.eps = eps;
-            group.sigmas = mutable_data_of<Wide<S>>(divisors) + begin;
+            group.sigmas = mutable_data_of<T>(divisors) + begin;
             const int64_t tiles = number_tiles(group, spans);
-            const Tensor parts = torch::stable::new_empty(weights[0], {&tiles, 1}, ScalarType::Double);
+            const Tensor parts = torch::stable::new_empty(divisors, {&tiles, 1}, ScalarType::Double);
             for (int i = 0; i < group.count; ++i) {
                 group.weights[i].parts = mutable_data_of<double>(parts) + group.weights[i].first_tile;
             }
@@ -248,6 +271,6 @@ Tensors spectral_normalise_backward(const Tensors& grads, const Tensors& weights
 
 STABLE_TORCH_LIBRARY_IMPL(ganfast, GANFAST_KEY, library) {
     library.impl("power_iteration", TORCH_BOX(&ganfast::power_iteration));
-    library.impl("spectral_normalise", TORCH_BOX(&ganfast::spectral_normalise));
-    library.impl("spectral_normalise_backward", TORCH_BOX(&ganfast::spectral_normalise_backward));
+    library.impl("spectral_norm", TORCH_BOX(&ganfast::spectral_norm));
+    library.impl("spectral_norm_backward", TORCH_BOX(&ganfast::spectral_norm_backward));
 }

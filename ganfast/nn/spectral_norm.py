@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +25,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from ganfast.errors import InvalidValue
-from ganfast.ops.spectral_norm import matrix, power_iteration, spectral_normalise
+from ganfast.nn.joined import Joined
+from ganfast.ops.spectral_norm import matrix, power_iteration, spectral_norm
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -53,7 +54,7 @@ class SpectrallyNormalised(nn.Module):
     @property
     def weight(self) -> Tensor:
         in_use: Tensor | None = self.__dict__.get("weight_in_use")
-        return normalised([self], move=self.spectral_per_call and self.training)[0] if in_use is None else in_use
+        return Group([self]).normalise([self], move=self.spectral_per_call and self.training)[0] if in_use is None else in_use
 
     @property
     def weight_original(self) -> Tensor:
@@ -76,18 +77,49 @@ class SpectrallyNormalised(nn.Module):
 class Group:
     """The layers that one call of :func:`spectral_norm_` found: hooks before and after the forward pass of its module."""
 
-    def __init__(self, layers: list[SpectrallyNormalised]) -> None:
+    def __init__(self, layers: Sequence[SpectrallyNormalised]) -> None:
         self.layers = layers
+        self._vectors: dict[Any, tuple[Joined, Joined]] = {}  # u and v of the layers that went through one call
 
     def before(self, module: nn.Module, args: Any) -> None:
         for move in (True, False):
             layers = [layer for layer in self.layers if (layer.spectral_per_call and layer.training) is move]
-            for layer, weight in zip(layers, normalised(layers, move=move), strict=True):
+            for layer, weight in zip(layers, self.normalise(layers, move=move), strict=True):
                 layer.__dict__["weight_in_use"] = weight
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         for layer in self.layers:
             layer.__dict__["weight_in_use"] = None
+
+    def normalise(self, layers: Sequence[SpectrallyNormalised], *, move: bool) -> list[Tensor]:
+        """Every layer's weight over its sigma: for the u and v that are there, or that an update of them gives."""
+        found: dict[SpectrallyNormalised, Tensor] = {}
+        for alike in _alike(layers):
+            first = alike[0]
+            n_iterations = first.spectral_iterations if move else 0
+            outputs, u, v, _ = spectral_norm(*self._arguments(alike), n_iterations, first.spectral_eps, _autocast_type(first))
+            if move:
+                self._put(alike, u, v)
+            found.update(zip(alike, outputs, strict=True))
+        return [found[layer] for layer in layers]
+
+    def update(self, layers: Sequence[SpectrallyNormalised]) -> None:
+        """One update of every layer's u and v."""
+        for alike in _alike(layers):
+            u, v, _ = power_iteration(*self._arguments(alike), alike[0].spectral_iterations, alike[0].spectral_eps)
+            self._put(alike, u, v)
+
+    def _arguments(self, alike: tuple[SpectrallyNormalised, ...]) -> tuple[list[Tensor], Tensor, Tensor, list[int]]:
+        """Weights, u, v and dims, as the ops take them."""
+        if alike not in self._vectors:
+            self._vectors[alike] = Joined(), Joined()
+        u, v = (joined.of(buffers) for joined, buffers in zip(self._vectors[alike], _buffers(alike), strict=True))
+        return [layer.weight_original for layer in alike], u, v, [layer.spectral_dim for layer in alike]
+
+    def _put(self, alike: tuple[SpectrallyNormalised, ...], *moved: Tensor) -> None:
+        """Copied into the layers' buffers, whose addresses a captured graph or a replica may hold."""
+        for joined, buffers, values in zip(self._vectors[alike], _buffers(alike), moved, strict=True):
+            joined.put(buffers, values)
 
 
 @functools.cache
@@ -137,9 +169,20 @@ def update_spectral_norm(module: nn.Module) -> None:
     Call it once per optimizer step, before the critic's forward passes; passes made earlier keep the values they used for
     their backward. Layers with ``per_call`` update themselves and are left out, and so is everything in evaluation mode.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, SpectrallyNormalised)]
-    for group in _alike([layer for layer in layers if layer.training and not layer.spectral_per_call]):
-        _iterate(group, group[0].spectral_iterations)
+    left = {layer for layer in module.modules() if isinstance(layer, SpectrallyNormalised)}
+    for group in (*_groups(module), Group(list(left))):
+        mine = [layer for layer in group.layers if layer in left]
+        left.difference_update(mine)
+        group.update([layer for layer in mine if layer.training and not layer.spectral_per_call])
+
+
+def _groups(module: nn.Module) -> Iterator[Group]:
+    """Those whose hooks hang on ``module`` or in it."""
+    for part in module.modules():
+        for hook in part._forward_pre_hooks.values():
+            group = getattr(hook, "__self__", None)
+            if isinstance(group, Group):
+                yield group
 
 
 def to_torch_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -174,7 +217,7 @@ def _normalise_layer(layer: nn.Module, n_iterations: int, per_call: bool, eps: f
     u, v = (
         nn.functional.normalize(torch.randn(size, device=weight.device, dtype=dtype), dim=0) for size in matrix(weight, dim).shape
     )
-    (u,), (v,), _ = power_iteration([weight], [u], [v], [dim], _WARM_UP, eps)
+    u, v, _ = power_iteration([weight], u, v, [dim], _WARM_UP, eps)
     layer.register_buffer("weight_u", u)
     layer.register_buffer("weight_v", v)
     layer.__dict__.update(spectral_dim=dim, spectral_iterations=n_iterations, spectral_per_call=per_call, spectral_eps=eps)
@@ -182,40 +225,19 @@ def _normalise_layer(layer: nn.Module, n_iterations: int, per_call: bool, eps: f
     layer.__class__ = _class_for(base)
 
 
-def normalised(layers: Sequence[SpectrallyNormalised], *, move: bool) -> list[Tensor]:
-    """Every layer's weight over its sigma: for the u and v that are there, or that an update of them gives."""
-    found: dict[SpectrallyNormalised, Tensor] = {}
-    for group in _alike(layers):
-        first, weights, dims = group[0], *_weights(group)
-        # new vectors, because an update between two forward passes may overwrite the buffers before the first one's backward
-        us, vs, sigmas = _iterate(group, first.spectral_iterations if move else 0)
-        outputs = spectral_normalise(weights, us, vs, sigmas, dims, first.spectral_eps, _autocast_type(first))
-        found.update(zip(group, outputs, strict=True))
-    return [found[layer] for layer in layers]
+def _buffers(layers: Sequence[SpectrallyNormalised]) -> tuple[list[Tensor], list[Tensor]]:
+    us, vs = ([layer._buffers[name] for layer in layers] for name in ("weight_u", "weight_v"))
+    return us, vs  # type: ignore[return-value]
 
 
-def _iterate(group: Sequence[SpectrallyNormalised], n_iterations: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """u, v and sigma after so many iterations, which the layers' buffers take over."""
-    weights, dims = _weights(group)
-    us, vs = [layer.weight_u for layer in group], [layer.weight_v for layer in group]
-    new_us, new_vs, sigmas = power_iteration(weights, us, vs, dims, n_iterations, group[0].spectral_eps)
-    if n_iterations:  # copied into the buffers, whose addresses a captured graph or a replica may hold
-        torch._foreach_copy_(us + vs, new_us + new_vs)
-    return new_us, new_vs, sigmas
-
-
-def _weights(group: Sequence[SpectrallyNormalised]) -> tuple[list[Tensor], list[int]]:
-    return [layer.weight_original for layer in group], [layer.spectral_dim for layer in group]
-
-
-def _alike(layers: Sequence[SpectrallyNormalised]) -> Iterable[list[SpectrallyNormalised]]:
+def _alike(layers: Sequence[SpectrallyNormalised]) -> Iterable[tuple[SpectrallyNormalised, ...]]:
     """The layers that one call of an op can take together."""
     groups: defaultdict[Any, list[SpectrallyNormalised]] = defaultdict(list)
     for layer in layers:
         weight = layer.weight_original
         cast = not isinstance(layer, nn.Embedding)
         groups[layer.spectral_iterations, layer.spectral_eps, weight.dtype, weight.device, cast].append(layer)
-    return groups.values()
+    return map(tuple, groups.values())
 
 
 def _autocast_type(layer: SpectrallyNormalised) -> torch.dtype | None:

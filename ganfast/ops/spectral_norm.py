@@ -12,20 +12,23 @@ The layer uses W / sigma with u and v held constant, and with sigma = u^T W v th
 
     dW = G / sigma - (<G, W> / sigma^2) u v^T     for G the gradient by W / sigma.
 
-Two ops: :func:`power_iteration` moves the vectors and has no gradient, :func:`spectral_normalise` divides and has one of any
-order. Both take lists, one entry a weight, so that a whole network costs one call. ``dims[i]`` says along which dimension of
-``weights[i]`` the rows run, the output channels: W is ``matrix(weights[i], dims[i])``, and never copied into that shape.
+Two ops: :func:`power_iteration` moves the vectors and has no gradient, :func:`spectral_norm` does the same and besides returns
+every weight over its sigma, with a gradient of any order. Both take a list of weights, so that a whole network costs one call;
+``u`` and ``v`` hold the vectors of all of them, one after the other. ``dims[i]`` says along which dimension of ``weights[i]`` the
+rows run, the output channels: W is ``matrix(weights[i], dims[i])``, and never copied into that shape.
 
 All weights of a call have one dtype and one device. u, v and sigma are float32 whatever the weights are (float64 for float64):
 the low types' rounding of sigma would scale every output of the layer. W v of length at most ``eps`` has no direction: the vector
 that was there is kept, and the weight is not scaled. So a zero matrix stays zero, has finite gradients, and is normalised as
 soon as it grows. NaN and Inf in a weight reach its u, v and sigma.
 
-Bytes that must move, for |W| the bytes of all weights: 2 |W| for an iteration, 2 |W| to divide, 3 |W| backward.
+Bytes that must move, for |W| the bytes of all weights: |W| for an iteration, because W^T (W v) needs a row of W only while its
+share of W v is there; |W| more to write the normalised ones, as the next reading of a weight finds it in a cache; 3 |W| backward.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,25 +45,39 @@ def matrix(weight: Tensor, dim: int) -> Tensor:
     return weight.movedim(dim, 0).flatten(1)
 
 
-# ---- the power iteration
+def vectors(weights: Tensors, u: Tensor, v: Tensor, dims: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """The u (m,) and v (n,) of every weight."""
+    shapes = [
+        (w.shape[dim], math.prod(w.shape[:dim]) * math.prod(w.shape[dim + 1 :])) for w, dim in zip(weights, dims, strict=True)
+    ]
+    us, vs = (x.split([shape[side] for shape in shapes]) for side, x in enumerate((u, v)))
+    return list(zip(us, vs, strict=True))
+
+
+# ---- the power iteration, and the division
 
 
 def power_iteration_reference(
-    weights: Tensors, us: Tensors, vs: Tensors, dims: Sequence[int], n_iterations: int, eps: float
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """New u's, new v's and sigmas (L,) after ``n_iterations``; with none at all, copies and ``u^T W v``."""
-    with torch.no_grad(), torch.autocast(_device(us), enabled=False):
+    weights: Tensors, u: Tensor, v: Tensor, dims: Sequence[int], n_iterations: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """New u, new v and the sigmas (L,) after ``n_iterations``; with none at all, copies and ``u^T W v``."""
+    if n_iterations < 0:
+        raise ValueError(f"expected n_iterations >= 0, got {n_iterations}")
+    with torch.no_grad(), torch.autocast(u.device.type, enabled=False):
+        pairs = vectors(weights, u, v, dims)
         steps = [
-            _iterate(matrix(w, dim).to(u.dtype), u, v, n_iterations, eps)
-            for w, u, v, dim in zip(weights, us, vs, dims, strict=True)
+            _iterate(matrix(w, dim).to(u.dtype), *pair, n_iterations, eps)
+            for w, pair, dim in zip(weights, pairs, dims, strict=True)
         ]
-        new_us, new_vs, sigmas = ([step[i] for step in steps] for i in range(3))
-        return new_us, new_vs, torch.stack(sigmas) if sigmas else torch.empty(0)
+        if not steps:
+            return u.clone(), v.clone(), u.new_empty(0)
+        new_us, new_vs, sigmas = zip(*steps, strict=True)
+        return torch.cat(new_us), torch.cat(new_vs), torch.stack(sigmas)
 
 
 def _iterate(w: Tensor, u: Tensor, v: Tensor, n_iterations: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     if n_iterations == 0:
-        return u.clone(), v.clone(), u.dot(w.mv(v))
+        return u, v, u.dot(w.mv(v))
     for _ in range(n_iterations):
         u, _ = _direction(w.mv(v), u, eps)
         v, sigma = _direction(w.t().mv(u), v, eps)
@@ -74,50 +91,85 @@ def _direction(vector: Tensor, fallback: Tensor, eps: float) -> tuple[Tensor, Te
 
 
 def _power_iteration_fake(
-    weights: Tensors, us: Tensors, vs: Tensors, dims: Sequence[int], n_iterations: int, eps: float
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    sigmas = us[0].new_empty(len(us)) if us else torch.empty(0)
-    return [torch.empty_like(u) for u in us], [torch.empty_like(v) for v in vs], sigmas
+    weights: Tensors, u: Tensor, v: Tensor, dims: Sequence[int], n_iterations: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(u), torch.empty_like(v), u.new_empty(len(weights))
 
 
-# ---- the division
+def spectral_norm_reference(
+    weights: Tensors, u: Tensor, v: Tensor, dims: Sequence[int], n_iterations: int, eps: float, dtype: torch.dtype | None
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Every weight over its sigma, in the weight's layout, and in ``dtype`` or the weight's own; and what the iteration gives."""
+    u, v, sigmas = power_iteration_reference(weights, u, v, dims, n_iterations, eps)
+    return _divide(weights, sigmas, eps, dtype), u, v, sigmas
 
 
-def normalise_reference(
-    weights: Tensors, us: Tensors, vs: Tensors, sigmas: Tensor, dims: Sequence[int], eps: float, dtype: torch.dtype | None
-) -> list[Tensor]:
-    """Every weight over its sigma, in the weight's layout, and in ``dtype`` or the weight's own."""
+def _divide(weights: Tensors, sigmas: Tensor, eps: float, dtype: torch.dtype | None) -> list[Tensor]:
     scales = torch.where(sigmas.abs() <= eps, 1.0, sigmas).unbind()
     return [(w.to(sigmas.dtype) / scale).to(dtype or w.dtype) for w, scale in zip(weights, scales, strict=True)]
 
 
-def _normalise_fake(
-    weights: Tensors, us: Tensors, vs: Tensors, sigmas: Tensor, dims: Sequence[int], eps: float, dtype: torch.dtype | None
-) -> list[Tensor]:
-    return [torch.empty_like(w, dtype=dtype or w.dtype) for w in weights]
+def _spectral_norm_plain(
+    weights: Tensors, u: Tensor, v: Tensor, dims: Sequence[int], n_iterations: int, eps: float, dtype: torch.dtype | None
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    u, v, sigmas = power_iteration_reference([w.detach() for w in weights], u, v, dims, n_iterations, eps)
+    if not weights:
+        return [], u, v, sigmas
+    products = [
+        pair_u.dot(matrix(w, dim).to(u.dtype).mv(pair_v))
+        for w, (pair_u, pair_v), dim in zip(weights, vectors(weights, u, v, dims), dims, strict=True)
+    ]
+    return _divide(weights, torch.stack(products), eps, dtype), u, v, sigmas
 
 
-class _Normalise(torch.autograd.Function):
+def _spectral_norm_fake(
+    weights: Tensors, u: Tensor, v: Tensor, dims: Sequence[int], n_iterations: int, eps: float, dtype: torch.dtype | None
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    normalised = [torch.empty_like(w, dtype=dtype or w.dtype) for w in weights]
+    return normalised, *_power_iteration_fake(weights, u, v, dims, n_iterations, eps)
+
+
+class _SpectralNorm(torch.autograd.Function):
+    """``constants`` takes up what has no gradient: u, v and the sigmas."""
+
     @staticmethod
-    def forward(ctx: Any, constants: tuple[Any, ...], *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, constants: list[Tensor], arguments: tuple[Any, ...], *weights: Tensor) -> tuple[Tensor, ...]:
+        normalised, *found = below_autograd(spectral_norm.overload, list(weights), *arguments)
+        constants += found
         ctx.save_for_backward(*weights)
-        ctx.constants = constants
-        return tuple(below_autograd(spectral_normalise, list(weights), *constants))
+        _, _, dims, _, eps, _ = arguments
+        ctx.constants = (*found, dims, eps)
+        return tuple(normalised)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        us, vs, sigmas, dims, eps, _ = ctx.constants
-        return None, *spectral_normalise_backward(list(grads), list(ctx.saved_tensors), us, vs, sigmas, dims, eps)
+        return None, None, *spectral_norm_backward(list(grads), list(ctx.saved_tensors), *ctx.constants)
 
 
-def normalise_backward_reference(
-    grads: Tensors, weights: Tensors, us: Tensors, vs: Tensors, sigmas: Tensor, dims: Sequence[int], eps: float
+def _differentiable(weights: Tensors, *arguments: Any) -> tuple[Any, ...]:
+    constants: list[Tensor] = []
+    normalised = _SpectralNorm.apply(constants, arguments, *weights)
+    return list(normalised), *constants
+
+
+# ---- the gradient
+
+
+def spectral_norm_backward_reference(
+    grads: Tensors, weights: Tensors, u: Tensor, v: Tensor, sigmas: Tensor, dims: Sequence[int], eps: float
 ) -> list[Tensor]:
     """The gradients by the weights, in their dtype and layout, from those by the normalised ones."""
-    with torch.autocast(_device(us), enabled=False):
+    found = _backward_plain(grads, weights, u, v, sigmas, dims, eps)
+    return [torch.empty_like(w).copy_(gradient) for w, gradient in zip(weights, found, strict=True)]
+
+
+def _backward_plain(
+    grads: Tensors, weights: Tensors, u: Tensor, v: Tensor, sigmas: Tensor, dims: Sequence[int], eps: float
+) -> list[Tensor]:
+    with torch.autocast(u.device.type, enabled=False):
         return [
-            torch.empty_like(w).copy_(_weight_gradient(g.to(u.dtype), w.to(u.dtype), u, v, sigma, dim, eps))
-            for g, w, u, v, sigma, dim in zip(grads, weights, us, vs, sigmas.unbind(), dims, strict=True)
+            _weight_gradient(g.to(u.dtype), w.to(u.dtype), *pair, sigma, dim, eps).to(w.dtype)
+            for g, w, pair, sigma, dim in zip(grads, weights, vectors(weights, u, v, dims), sigmas.unbind(), dims, strict=True)
         ]
 
 
@@ -131,13 +183,13 @@ def _weight_gradient(g: Tensor, w: Tensor, u: Tensor, v: Tensor, sigma: Tensor, 
     return g / scale - c * outer
 
 
-def _normalise_backward_fake(
-    grads: Tensors, weights: Tensors, us: Tensors, vs: Tensors, sigmas: Tensor, dims: Sequence[int], eps: float
+def _backward_fake(
+    grads: Tensors, weights: Tensors, u: Tensor, v: Tensor, sigmas: Tensor, dims: Sequence[int], eps: float
 ) -> list[Tensor]:
     return [torch.empty_like(w) for w in weights]
 
 
-class _NormaliseBackward(torch.autograd.Function):
+class _Backward(torch.autograd.Function):
     """Its backward is the derivative of the page's formula, sigma = u^T W v included, by autograd: rare, and so of any order."""
 
     @staticmethod
@@ -145,16 +197,17 @@ class _NormaliseBackward(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.constants = constants
         grads, weights = _halves(tensors)
-        return tuple(below_autograd(spectral_normalise_backward, grads, weights, *constants))
+        return tuple(below_autograd(spectral_norm_backward.overload, grads, weights, *constants))
 
     @staticmethod
     def backward(ctx: Any, *second: Tensor) -> tuple[Any, ...]:
         grads, weights = _halves(ctx.saved_tensors)
         us, vs, _, dims, eps = ctx.constants
         results = []
-        with torch.enable_grad(), torch.autocast(_device(us), enabled=False):
-            for gg, g, w, u, v, dim in zip(second, grads, weights, us, vs, dims, strict=True):
-                wide_g, wide_w = (x.to(u.dtype) if x.requires_grad else x.detach().to(u.dtype).requires_grad_() for x in (g, w))
+        with torch.enable_grad(), torch.autocast(us.device.type, enabled=False):
+            pairs = vectors(weights, us, vs, dims)
+            for gg, g, w, (u, v), dim in zip(second, grads, weights, pairs, dims, strict=True):
+                wide_g, wide_w = _variable(g, u.dtype), _variable(w, u.dtype)
                 sigma = u.dot(matrix(wide_w, dim).mv(v))
                 first = _weight_gradient(wide_g, wide_w, u, v, sigma, dim, eps)
                 results.append(torch.autograd.grad(first, (wide_g, wide_w), gg.to(u.dtype), create_graph=True))
@@ -163,32 +216,34 @@ class _NormaliseBackward(torch.autograd.Function):
         return None, *by_grads, *by_weights
 
 
+def _variable(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` as a variable of its own: G may be a function of W, and by W alone means that G stands still."""
+    return x.to(dtype).view_as(x) if x.requires_grad else x.detach().to(dtype).requires_grad_()
+
+
 def _halves(tensors: Tensors) -> tuple[list[Tensor], list[Tensor]]:
     n = len(tensors) // 2
     return list(tensors[:n]), list(tensors[n:])
 
 
-def _device(tensors: Tensors) -> str:
-    return tensors[0].device.type if tensors else "cpu"
-
-
 power_iteration = register(
-    "power_iteration(Tensor[] weights, Tensor[] us, Tensor[] vs, int[] dims, int n_iterations, float eps)"
-    " -> (Tensor[], Tensor[], Tensor)",
+    "power_iteration(Tensor[] weights, Tensor u, Tensor v, int[] dims, int n_iterations, float eps) -> (Tensor, Tensor, Tensor)",
     reference=power_iteration_reference,
     fake=_power_iteration_fake,
 )
-spectral_normalise_backward = register(
-    "spectral_normalise_backward(Tensor[] grads, Tensor[] weights, Tensor[] us, Tensor[] vs, Tensor sigmas, int[] dims,"
-    " float eps) -> Tensor[]",
-    reference=normalise_backward_reference,
-    fake=_normalise_backward_fake,
-    differentiable=lambda grads, weights, *constants: list(_NormaliseBackward.apply(constants, *grads, *weights)),
+spectral_norm = register(
+    "spectral_norm(Tensor[] weights, Tensor u, Tensor v, int[] dims, int n_iterations, float eps, ScalarType? dtype)"
+    " -> (Tensor[], Tensor, Tensor, Tensor)",
+    reference=spectral_norm_reference,
+    fake=_spectral_norm_fake,
+    differentiable=_differentiable,
+    plain=_spectral_norm_plain,
 )
-spectral_normalise = register(
-    "spectral_normalise(Tensor[] weights, Tensor[] us, Tensor[] vs, Tensor sigmas, int[] dims, float eps, ScalarType? dtype)"
+spectral_norm_backward = register(
+    "spectral_norm_backward(Tensor[] grads, Tensor[] weights, Tensor u, Tensor v, Tensor sigmas, int[] dims, float eps)"
     " -> Tensor[]",
-    reference=normalise_reference,
-    fake=_normalise_fake,
-    differentiable=lambda weights, *constants: list(_Normalise.apply(constants, *weights)),
+    reference=spectral_norm_backward_reference,
+    fake=_backward_fake,
+    differentiable=lambda grads, weights, *constants: list(_Backward.apply(constants, *grads, *weights)),
+    plain=_backward_plain,
 )

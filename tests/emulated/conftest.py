@@ -10,22 +10,23 @@ from pathlib import Path
 import pytest
 
 
-def sanitizer() -> Path | None:
-    """The runtime of g++'s address sanitizer: Python must load it before anything else."""
+def runtime(library: str) -> Path | None:
+    """One of g++'s own shared libraries."""
     if not shutil.which("g++"):
         return None
-    asked = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True)
+    asked = subprocess.run(["g++", f"-print-file-name={library}"], capture_output=True, text=True)
     found = Path(asked.stdout.strip())
     return found.resolve() if found.is_absolute() and found.exists() else None
 
 
-ASAN = sanitizer()
+# What Python must load before anything else: the address sanitizer, and the exceptions that it is to see.
+LIBRARIES = [runtime("libasan.so"), runtime("libstdc++.so")]
 
-if ASAN is None and os.environ.get("GANFAST_REQUIRE_BUILD") != "1":
+if None in LIBRARIES and os.environ.get("GANFAST_REQUIRE_BUILD") != "1":
     collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture(scope="session")
-def asan() -> Path:
-    assert ASAN is not None, "g++ or its libasan.so is missing"
-    return ASAN
+def preloaded() -> str:
+    assert None not in LIBRARIES, "g++, its libasan.so or its libstdc++.so is missing"
+    return " ".join(map(str, LIBRARIES))

@@ -30,11 +30,11 @@ def build(source: Path, library: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def outcomes(asan: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+def outcomes(preloaded: str, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     library = tmp_path_factory.mktemp("emulated") / "spectral_norm.so"
     build(ROOT / "csrc" / "cuda" / "spectral_norm.cu", library)
     # Python and torch leave memory to the end of the process
-    return Outcomes("emulated", str(library), LD_PRELOAD=str(asan), ASAN_OPTIONS="detect_leaks=0")
+    return Outcomes("emulated", str(library), LD_PRELOAD=preloaded, ASAN_OPTIONS="detect_leaks=0")
 
 
 @pytest.mark.parametrize("case", suite("emulated"))

@@ -6,10 +6,19 @@ import math
 
 import pytest
 import torch
-from cases import DCGAN64, DTYPES, EMPTY, LAID_OUT, RESNET32_CRITIC, SHAPES, Weight
-from spectral_norm_checks import EPS, check, check_nan_and_inf, make
+from cases import DCGAN64, DTYPES, EMPTY, LAID_OUT, RESNET32_CRITIC, SHAPES, SIZED, Weight
+from spectral_norm_checks import (
+    EPS,
+    REFUSED,
+    check,
+    check_any_mix_of_types,
+    check_nan_and_inf,
+    check_refusal,
+    check_sized,
+    make,
+)
 
-from ganfast.ops.spectral_norm import power_iteration, spectral_normalise, spectral_normalise_backward
+from ganfast.ops.spectral_norm import spectral_norm, spectral_norm_backward
 
 pytestmark = pytest.mark.tier(5)
 
@@ -36,6 +45,20 @@ def test_spectral_norm_of_whole_networks(network: list[Weight], dtype: torch.dty
     check(make(network, dtype, generator), ["contiguous"] * len(network), generator, "cuda")
 
 
+@pytest.mark.parametrize("case", SIZED, ids=str)
+def test_weights_of_any_size(case: Weight, generator: torch.Generator) -> None:
+    check_sized(case, generator, "cuda")
+
+
+def test_any_mix_of_types(generator: torch.Generator) -> None:
+    check_any_mix_of_types(generator, "cuda")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused(name: str) -> None:
+    check_refusal(name, "cuda")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_nan_and_inf_flow_as_in_pytorch(value: float, generator: torch.Generator) -> None:
     check_nan_and_inf(Weight("conv2d", (4, 6, 3, 3), 1, "channels-last"), value, torch.float32, generator, "cuda")
@@ -43,14 +66,13 @@ def test_nan_and_inf_flow_as_in_pytorch(value: float, generator: torch.Generator
 
 def test_a_captured_iteration_follows_the_weights(generator: torch.Generator) -> None:
     """Captured once and replayed after the weights have changed: addresses are kept, and nothing waits for the host."""
-    weights, us, vs, dims = make(RESNET32_CRITIC, torch.float32, generator)
-    weights, us, vs = ([tensor.cuda() for tensor in tensors] for tensors in (weights, us, vs))
+    weights, u, v, dims = make(RESNET32_CRITIC, torch.float32, generator)
+    weights, u, v = [weight.cuda() for weight in weights], u.cuda(), v.cuda()
     grads = [torch.randn_like(weight) for weight in weights]
 
     def step() -> list[torch.Tensor]:
-        new_us, new_vs, sigmas = power_iteration(weights, us, vs, dims, 1, EPS)
-        normalised = spectral_normalise(weights, new_us, new_vs, sigmas, dims, EPS, None)
-        return [*normalised, *spectral_normalise_backward(grads, weights, new_us, new_vs, sigmas, dims, EPS)]
+        normalised, *found = spectral_norm(weights, u, v, dims, 1, EPS, None)
+        return [*normalised, *found, *spectral_norm_backward(grads, weights, *found, dims, EPS)]
 
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):

@@ -17,7 +17,7 @@ LOAD = """
 import ctypes, os, sys, torch
 import ganfast.ops.spectral_norm
 ctypes.CDLL(sys.argv[1], os.RTLD_LAZY)
-for op in ("power_iteration", "spectral_normalise", "spectral_normalise_backward"):
+for op in ("power_iteration", "spectral_norm", "spectral_norm_backward"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ganfast::{op}", "CUDA"), op
 """
 

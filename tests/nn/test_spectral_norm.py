@@ -241,6 +241,32 @@ def test_gradients_reach_the_weight_through_its_norm_to_second_order() -> None:
     assert torch.autograd.gradgradcheck(output, weight)
 
 
+def test_the_transforms_of_torch_func_go_through() -> None:
+    torch.manual_seed(0)
+    network = spectral_norm_(nn.Sequential(nn.Linear(4, 3), nn.Softplus(), nn.Linear(3, 2)).double())
+    names = ["0.weight", "2.weight"]
+    weights = [network[i].weight_original.detach().clone() for i in (0, 2)]
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def loss(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(network, dict(zip(names, values, strict=True)), (x,)).square().sum()
+
+    leaves = [weight.clone().requires_grad_() for weight in weights]
+    expected = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+    found = torch.func.grad(loss, argnums=(0, 1))(*weights)
+    torch.testing.assert_close(found, tuple(g.detach() for g in expected), rtol=1e-12, atol=1e-12)
+    directions = [torch.randn_like(weight) for weight in weights]
+    _, along = torch.func.jvp(loss, tuple(weights), tuple(directions))
+    product = sum((g * d).sum() for g, d in zip(expected, directions, strict=True))
+    torch.testing.assert_close(along, product.detach(), rtol=1e-12, atol=1e-12)
+    second = torch.autograd.grad(product, leaves)
+    _, forward_over_reverse = torch.func.jvp(torch.func.grad(loss, argnums=(0, 1)), tuple(weights), tuple(directions))
+    torch.testing.assert_close(forward_over_reverse, second, rtol=1e-10, atol=1e-10)
+    batched = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)))(*(torch.stack([weight, 2 * weight]) for weight in weights))
+    for both, g in zip(batched, expected, strict=True):
+        torch.testing.assert_close(both, torch.stack([g, g / 2]).detach(), rtol=1e-12, atol=1e-12)  # the scale is divided away
+
+
 def test_the_scale_of_a_weight_has_no_gradient() -> None:
     # W / sigma(W) does not change when W is scaled, so the gradient is orthogonal to W
     network = spectral_norm_(critic().double())

@@ -17,8 +17,8 @@ from ganfast.ops import library, spectral_norm
 CPP = library.CPU == "cpp" or os.environ.get("GANFAST_REQUIRE_BUILD") == "1"
 REFERENCES = {
     "power_iteration": spectral_norm.power_iteration_reference,
-    "spectral_normalise": spectral_norm.normalise_reference,
-    "spectral_normalise_backward": spectral_norm.normalise_backward_reference,
+    "spectral_norm": spectral_norm.spectral_norm_reference,
+    "spectral_norm_backward": spectral_norm.spectral_norm_backward_reference,
 }
 
 if not CPP:

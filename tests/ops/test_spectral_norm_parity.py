@@ -5,18 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import DCGAN64, DTYPES, EMPTY, GLIBC, LAID_OUT, LAYOUTS, POISON, RESNET32_CRITIC, SHAPES, Weight, poisoned
+from cases import DCGAN64, DTYPES, EMPTY, GLIBC, LAID_OUT, LAYOUTS, POISON, RESNET32_CRITIC, SHAPES, SIZED, Weight, poisoned
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectral_norm_checks import EPS, check, check_backward, check_nan_and_inf, check_normalise, check_power_iteration, make
+from spectral_norm_checks import (
+    EPS,
+    check,
+    check_any_mix_of_types,
+    check_backward,
+    check_nan_and_inf,
+    check_power_iteration,
+    check_sized,
+    check_spectral_norm,
+    make,
+)
 
 from ganfast.ops import library
-from ganfast.ops.spectral_norm import (
-    power_iteration,
-    power_iteration_reference,
-    spectral_normalise,
-    spectral_normalise_backward,
-)
+from ganfast.ops.spectral_norm import power_iteration_reference, spectral_norm, spectral_norm_backward
 
 pytestmark = pytest.mark.tier(2)
 CASES = [*SHAPES, *LAID_OUT, *EMPTY]
@@ -42,11 +47,21 @@ def test_gradients_come_in_any_layout(weight_layout: str, dim: int, generator: t
 
 @pytest.mark.parametrize("network", [RESNET32_CRITIC, DCGAN64], ids=["resnet32", "dcgan64"])
 def test_parity_of_whole_networks(network: list[Weight], generator: torch.Generator) -> None:
-    weights, us, vs, dims = make(network, torch.float32, generator)
-    check_power_iteration(weights, us, vs, dims, 1)
-    *_, sigmas = power_iteration_reference(weights, us, vs, dims, 0, EPS)
-    check_normalise(weights, us, vs, sigmas, dims, torch.bfloat16)
-    check_backward([torch.randn(w.shape, generator=generator) for w in weights], weights, us, vs, sigmas, dims)
+    weights, u, v, dims = make(network, torch.float32, generator)
+    check_power_iteration(weights, u, v, dims, 1)
+    for n_iterations in (0, 1):
+        check_spectral_norm(weights, u, v, dims, n_iterations, torch.bfloat16)
+    *_, sigmas = power_iteration_reference(weights, u, v, dims, 0, EPS)
+    check_backward([torch.randn(w.shape, generator=generator) for w in weights], weights, u, v, sigmas, dims)
+
+
+@pytest.mark.parametrize("case", SIZED, ids=str)
+def test_parity_of_any_size(case: Weight, generator: torch.Generator) -> None:
+    check_sized(case, generator)
+
+
+def test_parity_of_any_mix_of_types(generator: torch.Generator) -> None:
+    check_any_mix_of_types(generator)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -89,17 +104,16 @@ def test_the_same_bits_with_any_number_of_threads(generator: torch.Generator) ->
         Weight("column", (2**18, 3)),
         Weight("conv2d", (64, 300, 4, 4), 1, "reversed"),
     ]
-    weights, us, vs, dims = make(cases, torch.float32, generator)
+    weights, u, v, dims = make(cases, torch.float32, generator)
     grads = [torch.randn(w.shape, generator=generator) for w in weights]
     results = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            new_us, new_vs, sigmas = power_iteration(weights, us, vs, dims, 2, EPS)
-            normalised = spectral_normalise(weights, new_us, new_vs, sigmas, dims, EPS, None)
-            gradients = spectral_normalise_backward(grads, weights, new_us, new_vs, sigmas, dims, EPS)
-            results.append([*new_us, *new_vs, sigmas, *normalised, *gradients])
+            normalised, *found = spectral_norm(weights, u, v, dims, 2, EPS, None)
+            gradients = spectral_norm_backward(grads, weights, *found, dims, EPS)
+            results.append([*found, *normalised, *gradients])
     finally:
         torch.set_num_threads(before)
     alone, *others = results

@@ -1,0 +1,84 @@
+"""The figures of a bench's CSV as a picture: each case's times, as multiples of the fastest stock mode's."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ganfast.benches.harness import FIELDS
+from ganfast.engine.draw import FAINT, INK, RULE, SKY, VERMILION
+from ganfast.errors import InvalidData, InvalidValue
+
+Row = Mapping[str, str]
+Cases = dict[tuple[str, ...], dict[str, Row]]
+
+
+def latest(rows: Iterable[Row]) -> Cases:
+    """The last row of every provider, by device, bench and case."""
+    cases: Cases = {}
+    for row in rows:
+        cases.setdefault((row["device"], row["bench"], row["case"]), {})[row["provider"]] = row
+    return cases
+
+
+def read(table: Path) -> Cases:
+    """Raises InvalidData where ``table`` is not one of these benches."""
+    try:
+        with table.open(newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != FIELDS:
+                raise InvalidData(f"{table} is not a table of these benches: expected the columns {', '.join(FIELDS[:4])}, ...")
+            return latest(reader)
+    except OSError as error:
+        raise InvalidData(f"cannot read {table}: {error.strerror}") from error
+
+
+def draw(cases: Cases) -> Figure:
+    """A group of bars a case: medians, with quartiles as whiskers, in units of the fastest stock mode's median.
+
+    Raises InvalidValue where there is nothing to draw.
+    """
+    if not cases:
+        raise InvalidValue("the table has no rows: nothing to draw")
+    groups = [(key, _stock_first(providers.values())) for key, providers in cases.items()]
+    bars = sum(len(rows) + 1 for _, rows in groups)
+    figure = Figure(figsize=(9, 0.7 + 0.26 * bars), dpi=120, layout="constrained")
+    axes: Any = figure.add_subplot()
+    y = 0.0
+    ticks: dict[float, str] = {}
+    for (device, bench, case), rows in groups:
+        unit = min(float(row["median_us"]) for row in rows if not row["ratio"])
+        axes.text(0, y, f"{bench}, {case}", weight="bold", va="center", size=9)
+        where = f"{device}, {rows[0]['threads']} threads"
+        axes.text(1, y, where, va="center", ha="right", size=7, color=FAINT, transform=axes.get_yaxis_transform())
+        for row in rows:
+            y += 1
+            median, low, high = (float(row[key]) / unit for key in ("median_us", "low_us", "high_us"))
+            axes.barh(y, median, 0.75, color=VERMILION if row["ratio"] else SKY)
+            axes.plot([low, high], [y, y], color=INK, linewidth=1)
+            ratio = f"   {float(row['ratio']):.2f}x" if row["ratio"] else ""
+            axes.text(max(high, median) + 0.02, y, f"{_time(float(row['median_us']))}{ratio}", va="center", size=8)
+            ticks[y] = row["provider"]
+        y += 1.3
+    axes.set_yticks(list(ticks), list(ticks.values()), size=8)
+    axes.set_ylim(y - 0.5, -0.8)
+    axes.axvline(1, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_xlabel("time, the fastest stock mode = 1 (medians and quartiles)", size=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", color=RULE)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.12)
+    return figure
+
+
+def _stock_first(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: (bool(row["ratio"]), -float(row["median_us"])))
+
+
+def _time(microseconds: float) -> str:
+    return f"{microseconds / 1e3:.2f} ms" if microseconds >= 1e3 else f"{microseconds:.0f} µs"
