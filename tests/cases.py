@@ -163,8 +163,7 @@ LAID_OUT = [
     for layout in LAYOUTS
     if len(shape) > 2 or layout not in ("channels-last", "cropped")
 ]
-# Below eps, and where the square of sigma has no place in float32. The shapes keep |W v| far from eps with a size of 1e-13, and
-# far from 1.8e19 with one of 1e18: from there on PyTorch's sum of squares is infinite, and u zero.
+# Below eps, and where the square of sigma has no place in float32. The shapes keep |W v| far from eps with a size of 1e-13.
 SIZED = [
     Weight("sized", shape, dim, size=size)
     for shape, dim in (((3, 5), 0), ((12, 7), 0), ((300, 700), 0), ((40, 5000), 0), ((40, 20, 5, 5), 1))

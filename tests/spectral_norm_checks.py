@@ -165,7 +165,7 @@ def check_sized(case: Weight, generator: torch.Generator, device: str = "cpu") -
     """A weight of very small or large numbers; float16 has no place for it where it is not scaled."""
     group = weights, u, v, dims = make([case], torch.float32, generator)
     check(group, [case.layout], generator, device, (None, torch.bfloat16))
-    # where PyTorch's sum of squares leaves float32's range its error excuses any other, so these are held to the truth itself
+    # where the errors of PyTorch's float32 would excuse any other, these are held to the truth itself
     for n_iterations in (0, 1, 3):
         (mine,), *found = spectral_norm(on(weights, device), u.to(device), v.to(device), dims, n_iterations, EPS, None)
         (truth,), *exact = spectral_norm_reference(double(weights), u.double(), v.double(), dims, n_iterations, EPS, None)
@@ -201,6 +201,7 @@ REFUSED: dict[str, tuple[str, Callable[[Any], Any], str | None]] = {
     "no such dim": ("dims", lambda dims: [0, 4], None),
     "no such number of iterations": ("n_iterations", lambda n: -1, "expected n_iterations >= 0, got -1"),
     "a gradient missing": ("grads", lambda grads: grads[:1], None),
+    "a gradient of another shape": ("grads", lambda grads: [grads[0], grads[1].transpose(0, 1).contiguous()], None),
     "a gradient too many": ("grads", lambda grads: [*grads, grads[0]], None),
     "a sigma missing": ("sigmas", lambda sigmas: sigmas[:1], None),
 }

@@ -39,11 +39,13 @@ def cases(device: torch.device) -> Iterator[Case]:
             "spectral_norm",
             f"weights {name}",
             {
+                "bare": backward_of(lambda weights=originals: [w.view_as(w) for w in weights], originals, grads),
                 "torch": backward_of(weights_of(stock), parametrized, grads),
                 "torch compiled": backward_of(torch.compile(weights_of(stock), dynamic=False), parametrized, grads),
                 "ganfast": backward_of(functools.partial(Group(layers).normalise, layers, move=True), originals, grads),
             },
             stock=("torch", "torch compiled"),
+            bare="bare",
             # 1 reading to iterate, 1 writing of the normalised ones, 3 backward: the count on the op's page
             bytes=5 * sum(weight.numel() * weight.element_size() for weight in originals),
             device=device,

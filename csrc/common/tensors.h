@@ -148,7 +148,9 @@ inline ScalarType type_of_grads(const Tensors& grads, const Tensors& weights) {
                     grads.size());
     for (size_t i = 0; i < grads.size(); ++i) {
         STD_TORCH_CHECK(grads[i].scalar_type() == grads[0].scalar_type(), "expected gradients of one dtype");
-        STD_TORCH_CHECK(grads[i].numel() == weights[i].numel(), "expected gradients of the weights' shapes");
+        const auto given = grads[i].sizes(), expected = weights[i].sizes();
+        STD_TORCH_CHECK(std::equal(given.begin(), given.end(), expected.begin(), expected.end()),
+                        "expected gradients of the weights' shapes");
     }
     return grads[0].scalar_type();
 }

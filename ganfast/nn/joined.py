@@ -9,40 +9,41 @@ from torch import Tensor
 
 
 class Joined:
-    """The tensors that :meth:`of` was last given, as one tensor in memory of its own.
+    """The tensors that :meth:`join` was last given, as one tensor in memory of its own.
 
     They become its parts in place: the same tensors, elsewhere in memory. What replaces one of them, like ``module.to``, or
     gives it other memory is seen by its address at the next call, which joins them again. A copy or a pickle starts anew.
     """
 
     def __init__(self) -> None:
+        self._parts: Sequence[Tensor] = ()
         self._whole = torch.empty(0)
         self._addresses: list[int] = []
 
-    def of(self, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         """All elements of ``parts``, one tensor after the other, shape (n,)."""
+        self._parts = parts
         if torch.compiler.is_compiling():  # which knows no addresses
             return torch.cat([part.flatten() for part in parts])
         if len(parts) == 1:
             return parts[0].flatten()
         if [part.data_ptr() for part in parts] != self._addresses:
             self._whole = torch.cat([part.detach().flatten() for part in parts])
-            for part, place in zip(parts, self._split(self._whole, parts), strict=True):
+            for part, place in zip(parts, self._split(self._whole), strict=True):
                 part.data = place
             self._addresses = [part.data_ptr() for part in parts]
         return self._whole
 
-    def put(self, parts: Sequence[Tensor], values: Tensor) -> None:
-        """``values`` (n,) into ``parts``, wherever they are."""
-        if torch.compiler.is_compiling() or len(parts) == 1:
-            torch._foreach_copy_(list(parts), self._split(values, parts))
+    def put(self, values: Tensor) -> None:
+        """``values`` (n,) into the parts, where they are."""
+        if torch.compiler.is_compiling() or len(self._parts) == 1:
+            torch._foreach_copy_(list(self._parts), self._split(values))
         else:
-            self.of(parts).copy_(values)
+            self._whole.copy_(values)
 
-    @staticmethod
-    def _split(values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
-        pieces = values.split([part.numel() for part in parts])
-        return [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    def _split(self, values: Tensor) -> list[Tensor]:
+        pieces = values.split([part.numel() for part in self._parts])
+        return [piece.view(part.shape) for piece, part in zip(pieces, self._parts, strict=True)]
 
     def __reduce__(self) -> tuple[type[Joined], tuple[()]]:
         return Joined, ()

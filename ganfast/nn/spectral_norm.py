@@ -95,31 +95,29 @@ class Group:
         """Every layer's weight over its sigma: for the u and v that are there, or that an update of them gives."""
         found: dict[SpectrallyNormalised, Tensor] = {}
         for alike in _alike(layers):
-            first = alike[0]
+            us, vs = self._vectors_of(alike)
+            (u, v), (weights, dims), first = _joined(us, vs, alike), _weights(alike), alike[0]
             n_iterations = first.spectral_iterations if move else 0
-            outputs, u, v, _ = spectral_norm(*self._arguments(alike), n_iterations, first.spectral_eps, _autocast_type(first))
+            outputs, u, v, _ = spectral_norm(weights, u, v, dims, n_iterations, first.spectral_eps, _autocast_type(first))
             if move:
-                self._put(alike, u, v)
+                us.put(u)
+                vs.put(v)
             found.update(zip(alike, outputs, strict=True))
         return [found[layer] for layer in layers]
 
     def update(self, layers: Sequence[SpectrallyNormalised]) -> None:
         """One update of every layer's u and v."""
         for alike in _alike(layers):
-            u, v, _ = power_iteration(*self._arguments(alike), alike[0].spectral_iterations, alike[0].spectral_eps)
-            self._put(alike, u, v)
+            us, vs = self._vectors_of(alike)
+            (u, v), (weights, dims), first = _joined(us, vs, alike), _weights(alike), alike[0]
+            u, v, _ = power_iteration(weights, u, v, dims, first.spectral_iterations, first.spectral_eps)
+            us.put(u)
+            vs.put(v)
 
-    def _arguments(self, alike: tuple[SpectrallyNormalised, ...]) -> tuple[list[Tensor], Tensor, Tensor, list[int]]:
-        """Weights, u, v and dims, as the ops take them."""
+    def _vectors_of(self, alike: tuple[SpectrallyNormalised, ...]) -> tuple[Joined, Joined]:
         if alike not in self._vectors:
             self._vectors[alike] = Joined(), Joined()
-        u, v = (joined.of(buffers) for joined, buffers in zip(self._vectors[alike], _buffers(alike), strict=True))
-        return [layer.weight_original for layer in alike], u, v, [layer.spectral_dim for layer in alike]
-
-    def _put(self, alike: tuple[SpectrallyNormalised, ...], *moved: Tensor) -> None:
-        """Copied into the layers' buffers, whose addresses a captured graph or a replica may hold."""
-        for joined, buffers, values in zip(self._vectors[alike], _buffers(alike), moved, strict=True):
-            joined.put(buffers, values)
+        return self._vectors[alike]
 
 
 @functools.cache
@@ -225,9 +223,14 @@ def _normalise_layer(layer: nn.Module, n_iterations: int, per_call: bool, eps: f
     layer.__class__ = _class_for(base)
 
 
-def _buffers(layers: Sequence[SpectrallyNormalised]) -> tuple[list[Tensor], list[Tensor]]:
-    us, vs = ([layer._buffers[name] for layer in layers] for name in ("weight_u", "weight_v"))
-    return us, vs  # type: ignore[return-value]
+def _joined(us: Joined, vs: Joined, layers: Sequence[SpectrallyNormalised]) -> tuple[Tensor, Tensor]:
+    """u and v of all layers; what is put there goes to their buffers, whose addresses a captured graph or a replica may hold."""
+    buffers: list[Any] = [layer._buffers for layer in layers]
+    return us.join([of_layer["weight_u"] for of_layer in buffers]), vs.join([of_layer["weight_v"] for of_layer in buffers])
+
+
+def _weights(layers: Sequence[SpectrallyNormalised]) -> tuple[list[Tensor], list[int]]:
+    return [layer.weight_original for layer in layers], [layer.spectral_dim for layer in layers]
 
 
 def _alike(layers: Sequence[SpectrallyNormalised]) -> Iterable[tuple[SpectrallyNormalised, ...]]:

@@ -86,7 +86,7 @@ def _iterate(w: Tensor, u: Tensor, v: Tensor, n_iterations: int, eps: float) -> 
 
 def _direction(vector: Tensor, fallback: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``vector`` over its length, or ``fallback`` where that is nothing; and the length."""
-    length = torch.linalg.vector_norm(vector)
+    length = torch.linalg.vector_norm(vector, dtype=torch.float64).to(vector.dtype)  # float32's squares end at 1e19 squared
     return torch.where(length <= eps, fallback, vector / length), length
 
 

@@ -15,39 +15,39 @@ def parts() -> list[Tensor]:
 
 def test_the_parts_stay_the_same_tensors_and_follow_the_whole() -> None:
     joined, given = Joined(), parts()
-    whole = joined.of(given)
+    whole = joined.join(given)
     assert whole.tolist() == [1, 2, 3, 4, 5]
     assert [part.tolist() for part in given] == [part.tolist() for part in parts()]
     whole.mul_(10)
     assert [part.tolist() for part in given] == [[10, 20], [[30], [40]], [50]]
     given[1].zero_()
-    assert joined.of(given) is whole
+    assert joined.join(given) is whole
     assert whole.tolist() == [10, 20, 0, 0, 50]
-    joined.put(given, torch.arange(5.0))
+    joined.put(torch.arange(5.0))
     assert [part.tolist() for part in given] == [[0, 1], [[2], [3]], [4]]
 
 
 def test_a_part_that_was_replaced_is_taken_up() -> None:
     joined, given = Joined(), parts()
-    joined.of(given)
+    joined.join(given)
     for replace in (lambda part: part.double(), lambda part: part.clone()):
         given = [replace(part) for part in given]
         given[0].fill_(7)
-        assert joined.of(given).tolist() == [7, 7, 3, 4, 5]
-        assert joined.of(given).dtype == given[0].dtype
+        assert joined.join(given).tolist() == [7, 7, 3, 4, 5]
+        assert joined.join(given).dtype == given[0].dtype
     given[2].data = torch.tensor([9.0], dtype=given[2].dtype)
-    assert joined.of(given).tolist() == [7, 7, 3, 4, 9]
+    assert joined.join(given).tolist() == [7, 7, 3, 4, 9]
     other = parts()
-    assert joined.of(other).tolist() == [1, 2, 3, 4, 5]
-    joined.put(other, torch.zeros(5))
+    assert joined.join(other).tolist() == [1, 2, 3, 4, 5]
+    joined.put(torch.zeros(5))
     assert given[0].tolist() == [7, 7]
 
 
 def test_one_part_is_its_own_whole() -> None:
     joined, part = Joined(), torch.tensor([[1.0, 2.0]])
     address = part.data_ptr()
-    assert joined.of([part]).data_ptr() == address
-    joined.put([part], torch.tensor([3.0, 4.0]))
+    assert joined.join([part]).data_ptr() == address
+    joined.put(torch.tensor([3.0, 4.0]))
     assert part.tolist() == [[3, 4]]
     assert part.data_ptr() == address
 
@@ -55,8 +55,9 @@ def test_one_part_is_its_own_whole() -> None:
 def test_copies_share_nothing() -> None:
     given = parts()
     joined = Joined()
-    joined.of(given)
+    joined.join(given)
     for twin, twins in (copy.deepcopy((joined, given)), pickle.loads(pickle.dumps((joined, given)))):
-        twin.put(twins, torch.zeros(5))
+        twin.join(twins)
+        twin.put(torch.zeros(5))
         assert all(not part.any() for part in twins)
-    assert joined.of(given).tolist() == [1, 2, 3, 4, 5]
+    assert joined.join(given).tolist() == [1, 2, 3, 4, 5]
