@@ -9,6 +9,8 @@ critic's parameters. They share their contract:
 - a slope is the gradient over *all* of one sample's dimensions, which presumes that samples do not influence each other: batch
   norm in training mode is refused;
 - under autocast the critic runs in the low precision, and norms and their coefficients in float32 (float64 for float64 data);
+- the gradient is exact, and computed with the value, without double backward (:mod:`ganfast.tangent`): the backward pass of a
+  penalty only scales it, and cannot be differentiated again. :func:`penalty_plan` says what a critic costs;
 - under ``torch.no_grad`` the value is right and carries no graph.
 
 Everything refused is an :class:`~ganfast.errors.InvalidValue` or :class:`~ganfast.errors.InvalidType`.
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from ganfast import tangent
 from ganfast.errors import InvalidType, InvalidValue, near
 
 Critic = Callable[[Tensor], Tensor]
@@ -52,20 +55,20 @@ def gradient_penalty(
     if not target >= 0:
         raise InvalidValue(f"expected a target slope >= 0, got {target}")
     point = _interpolate(real, fake, generator, alpha)
-    slope = torch.linalg.vector_norm(_input_gradient(critic, point, weight), dim=1)
-    return weight * _EXCESS[kind](slope - target).square().mean()
+    excess = _EXCESS[kind]
+    return _penalty(critic, point, weight, lambda g: excess(torch.linalg.vector_norm(g, dim=1) - target).square())
 
 
 def r1_penalty(critic: Critic, real: Tensor, *, weight: float) -> Tensor:
     """``weight / 2 * E[|grad D(real)|^2]`` at real data (N, ...) (Mescheder et al. 2018, equation 9)."""
     _check_samples("real", real)
-    return weight / 2 * _input_gradient(critic, real.detach(), weight).square().sum(dim=1).mean()
+    return _penalty(critic, real.detach(), weight, lambda g: g.square().sum(dim=1) / 2)
 
 
 def r2_penalty(critic: Critic, fake: Tensor, *, weight: float) -> Tensor:
     """``weight / 2 * E[|grad D(fake)|^2]`` at generated data (N, ...) (Mescheder et al. 2018, equation 10)."""
     _check_samples("fake", fake)
-    return weight / 2 * _input_gradient(critic, fake.detach(), weight).square().sum(dim=1).mean()
+    return _penalty(critic, fake.detach(), weight, lambda g: g.square().sum(dim=1) / 2)
 
 
 def _interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None, alpha: Tensor | None) -> Tensor:
@@ -86,24 +89,38 @@ def _interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None, 
     return torch.lerp(fake.detach().to(wide), real.detach().to(wide), mix).to(dtype)
 
 
-def _input_gradient(critic: Critic, point: Tensor, weight: float) -> Tensor:
-    """The gradient (N, D) of the critic's output by each sample of ``point``, in float32 at least, differentiable again."""
+def _penalty(critic: Critic, point: Tensor, weight: float, of_each: Callable[[Tensor], Tensor]) -> Tensor:
+    """``weight`` times the mean of what ``of_each`` (N, D) -> (N,) makes of the gradients by each sample of ``point``."""
     if not weight >= 0:
         raise InvalidValue(f"expected a penalty weight >= 0, got {weight}")
-    create_graph = torch.is_grad_enabled()
+
+    def loss(grad: Tensor) -> Tensor:
+        return weight * of_each(grad.flatten(1).to(torch.promote_types(grad.dtype, torch.float32))).mean()
+
+    learning = torch.is_grad_enabled()
     with torch.enable_grad():
         point = point.requires_grad_()
-        # every module call is looked at, so it does not matter what kind of function holds the critic
-        watch = register_module_forward_pre_hook(_refuse_batch_norm)
-        try:
-            output = critic(point)
-        finally:
-            watch.remove()
-        _check_output(output, point.shape[0])
-        # autocast would round the second derivative's products again: they follow the dtypes that the forward pass chose
+        output = _output(critic, point)
+        # autocast would round the products of what follows again: they have the dtypes that the forward pass chose
         with torch.autocast(point.device.type, enabled=False):
-            (grad,) = torch.autograd.grad(output.sum(), point, create_graph=create_graph, materialize_grads=True)
-            return grad.flatten(1).to(torch.promote_types(grad.dtype, torch.float32))
+            if learning:
+                try:
+                    return tangent.slope_loss(output, point, loss)
+                except tangent.Unreadable:
+                    pass
+            (grad,) = torch.autograd.grad(output.sum(), point, create_graph=learning, materialize_grads=True)
+            return loss(grad)
+
+
+def _output(critic: Critic, point: Tensor) -> Tensor:
+    # every module call is looked at, so it does not matter what kind of function holds the critic
+    watch = register_module_forward_pre_hook(_refuse_batch_norm)
+    try:
+        output = critic(point)
+    finally:
+        watch.remove()
+    _check_output(output, point.shape[0])
+    return output
 
 
 def _refuse_batch_norm(module: nn.Module, inputs: object) -> None:

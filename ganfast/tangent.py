@@ -1,0 +1,364 @@
+r"""The gradient of a network's slope by its weights, without double backward: read off the autograd graph of one forward pass.
+
+For outputs D(x) with g = grad_x sum D(x), a loss of the slope L(g) and v = dL/dg, the chain rule ends in a directional
+derivative:
+
+    dL/dW = d/dW <v, g> = d/dW s,    s = the derivative of sum D(x) along v, with v held still.
+
+s is what the *tangent* network makes of v: every node of the graph replaced by its Jacobian, t_out = J t_in. Its adjoints are the
+gradients delta that the backward pass for g has already computed, because s is linear in each t. So a bilinear node, a
+convolution or a product with a weight, adds weight_gradient(t, delta) to its weight, in one pass from the input to the output:
+
+    1. forward    2. backward for g, keeping delta where a weight is    3. v    4. tangent forward, with the weights' gradients
+
+A node whose Jacobian depends on its inputs (a smooth activation, a normalisation, a product of two branches) adds
+
+    d/d(inputs) <delta, J(inputs) t>
+
+besides, which its own differentiable backward gives, and which flows back through the graph that is there. Where J is piecewise
+constant, as for (Leaky)ReLU, pools and everything linear, that term is zero almost everywhere: a critic made of those alone costs
+four passes, and double backward six (the two more carry zeros). Which nodes those are is known by name (:data:`CONSTANT`); a name
+that is not known counts as a node whose Jacobian may depend on anything. So nothing is assumed, and nothing is approximated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+Node = Any  # torch.autograd.graph.Node, whose saved tensors are attributes
+Pair = tuple[Tensor, Tensor]  # a tensor and what is to be added to its gradient
+
+aten = torch.ops.aten
+
+
+class Unreadable(Exception):
+    """The graph does not say all that would have to be known."""
+
+
+# ---- nodes by name
+
+# Nodes by the names of their forward operations, which autograd's names begin with.
+#
+# The Jacobian is diagonal, and piecewise constant: what the node's backward does to a gradient it does to a tangent.
+DIAGONAL = frozenset(
+    ["Abs", "Clamp", "ClampMax", "ClampMin", "Hardtanh", "LeakyRelu", "NativeDropout", "Neg", "Relu", "Threshold"],
+)
+# The tangent is in another shape, in the order of memory.
+VIEWS = frozenset(["ReshapeAlias", "UnsafeView", "View"])
+# The Jacobian is piecewise constant, whatever the inputs are.
+CONSTANT = frozenset(
+    [
+        *DIAGONAL,
+        *VIEWS,
+        *("Add", "Rsub", "Sub", "Sum", "Mean", "Cat", "Stack", "Clone", "ToCopy", "Where", "MaskedFill"),
+        *("Alias", "AsStrided", "Diagonal", "Expand", "Flip", "Permute", "Repeat", "Roll", "Select", "Slice", "Split"),
+        *("SplitWithSizes", "Squeeze", "T", "Transpose", "Unbind", "Unfold", "Unsqueeze"),
+        *("Gather", "Index", "IndexSelect"),
+        *("Amax", "Amin", "Max", "Maximum", "Min", "Minimum"),
+        *("AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AvgPool2D", "AvgPool3D"),
+        *("AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "MaxPool2DWithIndices", "MaxPool3DWithIndices"),
+        *("ChannelShuffle", "Col2Im", "Im2Col", "PixelShuffle", "PixelUnshuffle"),
+        *("ConstantPadNd", *(f"{kind}Pad{n}D" for kind in ("Reflection", "Replication") for n in (1, 2, 3))),
+        *("UpsampleBicubic2D", "UpsampleBilinear2D", "UpsampleLinear1D", "UpsampleTrilinear3D"),
+        *(f"UpsampleNearest{exact}{n}D" for exact in ("", "Exact") for n in (1, 2, 3)),
+    ]
+)
+
+
+# ---- bilinear nodes: linear in the data when the weight stands still, and the other way round
+
+
+@dataclass(frozen=True)
+class Bilinear:
+    """``tangent(node, i, t)`` is J t for a tangent of input i; ``weights(node, i, t, delta)`` the other inputs' gradients.
+
+    ``factors`` are the inputs whose product the node takes: where two of them depend on the data, J is not constant.
+    """
+
+    factors: tuple[int, ...]
+    tangent: Callable[[Node, int, Tensor], Tensor]
+    weights: Callable[[Node, int, Tensor, Tensor], Iterable[Pair]]
+
+
+def _convolution(node: Node, i: int, t: Tensor) -> Tensor:
+    return aten.convolution(t, node._saved_weight, None, *_geometry(node))
+
+
+def _convolution_weight(node: Node, i: int, t: Tensor, delta: Tensor) -> Iterator[Pair]:
+    weight = node._saved_weight
+    if weight.requires_grad:
+        _, grad, _ = aten.convolution_backward(delta, t, weight, None, *_geometry(node), [False, True, False])
+        yield weight, grad
+
+
+def _geometry(node: Node) -> tuple[Any, ...]:
+    shape = (node._saved_stride, node._saved_padding, node._saved_dilation)
+    return *shape, node._saved_transposed, node._saved_output_padding, node._saved_groups
+
+
+def _matrices(left: str, right: str, first: int, scale: str = "") -> Bilinear:
+    """A matrix product whose two factors are saved by these names and are the inputs ``first`` and ``first + 1``."""
+
+    def factor(node: Node, i: int) -> Tensor:
+        return getattr(node, right if i == first else left)
+
+    def scaled(node: Node, product: Tensor) -> Tensor:
+        alpha = getattr(node, scale) if scale else 1
+        return product if alpha == 1 else alpha * product
+
+    def tangent(node: Node, i: int, t: Tensor) -> Tensor:
+        other = factor(node, i)
+        return scaled(node, t @ other if i == first else other @ t)
+
+    def weights(node: Node, i: int, t: Tensor, delta: Tensor) -> Iterator[Pair]:
+        other = factor(node, i)
+        if other.requires_grad:
+            yield other, scaled(node, t.mT @ delta if i == first else delta @ t.mT)
+
+    return Bilinear((first, first + 1), tangent, weights)
+
+
+def _multiplied(node: Node, i: int, t: Tensor) -> Tensor:
+    return t * (node._saved_other if i == 0 else node._saved_self)
+
+
+def _multiplier(node: Node, i: int, t: Tensor, delta: Tensor) -> Iterator[Pair]:
+    other = node._saved_other if i == 0 else node._saved_self
+    if isinstance(other, Tensor) and other.requires_grad:
+        yield other, (delta * t).sum_to_size(other.shape)
+
+
+BILINEAR = {
+    "Convolution": Bilinear((0, 1), _convolution, _convolution_weight),
+    "Addmm": _matrices("_saved_mat1", "_saved_mat2", 1, "_saved_alpha"),
+    "Mm": _matrices("_saved_self", "_saved_mat2", 0),
+    "Bmm": _matrices("_saved_self", "_saved_mat2", 0),
+    "Mul": Bilinear((0, 1), _multiplied, _multiplier),
+}
+
+
+# ---- a graph
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node that the data go through; ``inputs`` are the numbers of those of its inputs that carry them."""
+
+    node: Node
+    name: str
+    inputs: tuple[int, ...]
+
+    @property
+    def bilinear(self) -> Bilinear | None:
+        """Its rule, if it is a product of the data with something else."""
+        rule = BILINEAR.get(self.name)
+        return rule if rule and sum(i in rule.factors for i in self.inputs) == 1 else None
+
+    @property
+    def curved(self) -> bool:
+        """Whether its Jacobian may depend on its inputs."""
+        if self.name == "Div":
+            return sum(target is not None for target, _ in self.node.next_functions) > 1 or self.inputs != (0,)
+        return self.bilinear is None and self.name not in CONSTANT
+
+
+def operation(node: Node) -> str:
+    """The forward operation of one of PyTorch's own nodes: Relu for ReluBackward0. Other nodes' whole name."""
+    name = str(node.name())
+    own = re.fullmatch(r"(\w+)Backward\d+", name)
+    return own[1] if own and callable(node) else name
+
+
+def steps(output: Tensor, point: Tensor) -> list[Step]:
+    """The nodes between ``point``, a leaf, and ``output``, in the order in which the data went through them.
+
+    Raises Unreadable where something was written in place into a part of a tensor, and for an autograd.Function.
+    """
+    source = get_gradient_edge(point).node
+    reaches: dict[Node, bool] = {source: True}
+    order: list[Step] = []
+    stack: list[tuple[Node, bool]] = [(get_gradient_edge(output).node, False)]
+    while stack:
+        node, seen = stack.pop()
+        if node in reaches:
+            continue
+        targets = [target for target, _ in node.next_functions]
+        if not seen:
+            stack += [(node, True), *((target, False) for target in targets if target is not None and target not in reaches)]
+            continue
+        inputs = tuple(i for i, target in enumerate(targets) if target is not None and reaches[target])
+        reaches[node] = bool(inputs)
+        if inputs:
+            name = operation(node)
+            if name.endswith("CopySlices"):
+                raise Unreadable("it writes into a part of a tensor in place")
+            if not callable(node):
+                raise Unreadable(f"{name} is an autograd.Function, whose Jacobian only its backward knows")
+            order.append(Step(node, name, inputs))
+    return order
+
+
+# ---- the four passes
+
+
+def slope_loss(output: Tensor, point: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """``loss(g)`` for g the gradient of ``output.sum()`` by ``point``, a scalar whose backward is first order.
+
+    ``output`` was computed from ``point``, a leaf that requires a gradient; its graph is read and not used up. What ``loss``
+    makes of g is differentiated by autograd; the gradients by all that the graph was made of are exact.
+    Raises Unreadable, without a trace, where the graph does not say enough.
+    """
+    path = steps(output, point)
+    deltas: dict[Node, tuple[Tensor | None, ...]] = {}
+    with contextlib.ExitStack() as hooks:
+        for step in path:
+            if step.curved or step.bilinear:
+                handle = step.node.register_prehook(_keep(deltas, step.node))
+                hooks.callback(handle.remove)
+        (g,) = torch.autograd.grad(output, point, torch.ones_like(output), retain_graph=True, materialize_grads=True)
+    with torch.enable_grad():
+        leaf = g.detach().requires_grad_()
+        value = loss(leaf)
+        (v,) = torch.autograd.grad(value, leaf)
+    with torch.no_grad():
+        pairs, along = _weight_gradients(path, point, output, v, deltas)
+        _verify(along, g, v)
+    return _Known.apply(value.detach(), [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
+
+
+def _verify(along: Tensor, g: Tensor, v: Tensor) -> None:
+    """The tangent network's output must be <v, g>; where a hook changes gradients on their way, it is not.
+
+    Costs no pass. Left out where asking would make the host wait for the device.
+    """
+    if g.device.type != "cpu":
+        return
+    length = torch.linalg.vector_norm(v.double())
+    # a g of nothing but roundings is compared with those of numbers of size one
+    noise = 64 * torch.finfo(g.dtype).eps * g.numel() ** 0.5
+    near = {torch.float64: 1e-9, torch.float32: 1e-3}.get(g.dtype, 0.1) * torch.linalg.vector_norm(g.double()) + noise
+    if (along - (v.double() * g.double()).sum()).abs() > near * length:
+        raise Unreadable("something changes gradients on their way back, such as a hook")
+
+
+def _keep(deltas: dict[Node, tuple[Tensor | None, ...]], node: Node) -> Callable[..., None]:
+    def keep(grads: tuple[Tensor | None, ...]) -> None:
+        deltas[node] = grads
+
+    return keep
+
+
+def _weight_gradients(
+    path: list[Step], point: Tensor, output: Tensor, v: Tensor, deltas: dict[Node, tuple[Tensor | None, ...]]
+) -> tuple[list[Pair], Tensor]:
+    """The fourth pass: the gradients, and the derivative of ``output.sum()`` along v. ``deltas`` are used up."""
+    source = get_gradient_edge(point).node
+    tangents: dict[tuple[Node, int], Tensor] = {(source, 0): v.to(point.dtype)}
+    pairs: list[Pair] = []
+    waiting = Counter(step.node.next_functions[i] for step in path for i in step.inputs)
+    terms: list[Pair] = []
+    for step in path:
+        given: dict[int, Tensor] = {}
+        for i in step.inputs:
+            edge = step.node.next_functions[i]
+            waiting[edge] -= 1
+            if edge in tangents:
+                given[i] = tangents[edge] if waiting[edge] else tangents.pop(edge)
+        delta = deltas.pop(step.node, ())
+        if not given:
+            continue
+        if step.curved:
+            terms += _products(step.node, delta, given) if any(d is not None for d in delta) else []
+        elif step.bilinear and delta and delta[0] is not None:
+            for i, t in given.items():
+                if i in step.bilinear.factors:
+                    pairs += step.bilinear.weights(step.node, i, t, delta[0])
+        for number, t in _tangents(step, given):
+            tangents[step.node, number] = t
+    if terms:
+        pairs += _flow_back(terms, source)
+    end = get_gradient_edge(output)
+    last = tangents.get((end.node, end.output_nr))
+    return pairs, torch.zeros((), dtype=torch.float64) if last is None else last.double().sum()
+
+
+def _tangents(step: Step, given: Mapping[int, Tensor]) -> Iterable[tuple[int, Tensor]]:
+    """J t by number of output."""
+    node, name = step.node, step.name
+    if step.bilinear and all(i in step.bilinear.factors for i in given):
+        return [(0, step.bilinear.tangent(node, i, t)) for i, t in given.items()]
+    if name in DIAGONAL and step.inputs == (0,):
+        return [(0, node(given[0]))]
+    if name in VIEWS:
+        return [(0, given[0].reshape(node._input_metadata[0].shape))]
+    if name == "Add" and len(given) == 2 and node._saved_alpha == 1 and given[0].shape == given[1].shape:
+        return [(0, given[0] + given[1])]
+    return _transposed(node, given)
+
+
+def _transposed(node: Node, given: Mapping[int, Tensor]) -> Iterable[tuple[int, Tensor]]:
+    """J t for any node: its backward makes J^T u of u, and the gradient of <J^T u, t> by u is J t."""
+    us = [torch.zeros(m.shape, dtype=m.dtype, device=m.device, requires_grad=True) for m in node._input_metadata]
+    terms = _products(node, us, given)
+    if not terms:
+        return []
+    grads = torch.autograd.grad([term for term, _ in terms], us, [t for _, t in terms], allow_unused=True)
+    return [(number, t) for number, t in enumerate(grads) if t is not None]
+
+
+def _products(node: Node, grads: Iterable[Tensor | None], given: Mapping[int, Tensor]) -> list[Pair]:
+    """Pairs whose products' sum is <grads, J t>, differentiable by ``grads`` and by the inputs that J depends on."""
+    with torch.enable_grad():
+        found = node(*grads)
+        products = found if isinstance(found, tuple) else (found,)
+        # what was broadcast is summed by autograd's engine, not by the node
+        return [
+            (products[i].sum_to_size(t.shape).to(t.dtype), t)
+            for i, t in given.items()
+            if products[i] is not None and products[i].requires_grad
+        ]
+
+
+def _flow_back(terms: list[Pair], source: Node) -> Iterator[Pair]:
+    """The gradients of the terms' sum by the leaves of their graph, the data left out."""
+    leaves: dict[Node, Tensor] = {}
+    seen: set[Node] = set()
+    stack = [term.grad_fn for term, _ in terms]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen or node is source:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves[node] = node.variable
+        stack += [target for target, _ in node.next_functions]
+    if not leaves:
+        return
+    variables = list(leaves.values())
+    grads = torch.autograd.grad(
+        [term for term, _ in terms], variables, [t for _, t in terms], retain_graph=True, allow_unused=True
+    )
+    yield from ((variable, grad) for variable, grad in zip(variables, grads, strict=True) if grad is not None)
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradients by ``tensors`` are ``grads``."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grads: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.grads = grads
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        return None, None, *(grad * upstream.to(grad.dtype) for grad in ctx.grads)

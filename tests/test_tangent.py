@@ -1,0 +1,195 @@
+"""The gradient of a slope's loss against autograd's double backward, and against finite differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from critics import CHANNELS, SIZE, critics
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ganfast import r1_penalty, tangent
+
+DOUBLE = torch.float64
+N = 3
+
+
+def images(seed: int = 0) -> Tensor:
+    return torch.randn(N, CHANNELS, SIZE, SIZE, dtype=DOUBLE, generator=torch.Generator().manual_seed(seed))
+
+
+def penalty(g: Tensor) -> Tensor:
+    # smooth at zero: a g of nothing but roundings has a direction by chance
+    return ((g.flatten(1).square().sum(1) + 0.1).sqrt() - 1).square().mean()
+
+
+def output_of(critic: Callable[[Tensor], Tensor], x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)  # for dropout
+    point = x.clone().requires_grad_()
+    return critic(point), point
+
+
+def leaves(critic: nn.Module) -> list[Tensor]:
+    return [p for p in critic.parameters() if p.requires_grad]
+
+
+def double_backward(critic: nn.Module, x: Tensor, seed: int = 0) -> tuple[Tensor, list[Tensor]]:
+    output, point = output_of(critic, x, seed)
+    (g,) = torch.autograd.grad(output.sum(), point, create_graph=True)
+    loss = penalty(g)
+    return loss, gradients(loss, critic)
+
+
+def four_passes(critic: nn.Module, x: Tensor, seed: int = 0) -> tuple[Tensor, list[Tensor]]:
+    output, point = output_of(critic, x, seed)
+    loss = tangent.slope_loss(output, point, penalty)
+    return loss, gradients(loss, critic)
+
+
+def gradients(loss: Tensor, critic: nn.Module) -> list[Tensor]:
+    parameters = leaves(critic)
+    if not parameters or not loss.requires_grad:
+        return [torch.zeros_like(p) for p in parameters]
+    return list(torch.autograd.grad(loss, parameters, materialize_grads=True, allow_unused=True))
+
+
+def assert_equal(critic: nn.Module, seed: int = 0) -> None:
+    expected, theirs = double_backward(critic, images(seed), seed)
+    value, ours = four_passes(critic, images(seed), seed)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+    # below 1e-4, nothing but roundings of numbers of size one
+    scale = max([1e-4, *(g.abs().max().item() for g in theirs)])
+    for got, want in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-9 * scale)
+
+
+FUZZED = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@settings(FUZZED, max_examples=400)
+@given(critic=critics(curved=False), seed=st.integers(0, 2**20))
+def test_any_piecewise_linear_critic(critic: nn.Module, seed: int) -> None:
+    output, point = output_of(critic, images(seed), seed)
+    assert [step.name for step in tangent.steps(output, point) if step.curved] == []
+    assert_equal(critic, seed)
+
+
+@settings(FUZZED, max_examples=300)
+@given(critic=critics(curved=True), seed=st.integers(0, 2**20))
+def test_any_other_critic(critic: nn.Module, seed: int) -> None:
+    assert_equal(critic, seed)
+
+
+@settings(FUZZED, max_examples=20)
+@given(critic=critics(curved=True), seed=st.integers(0, 2**20))
+def test_finite_differences(critic: nn.Module, seed: int) -> None:
+    parameters = leaves(critic)
+    directions = [torch.randn_like(p) for p in parameters]
+    _, ours = four_passes(critic, images(seed), seed)
+    predicted = sum((g * d).sum().item() for g, d in zip(ours, directions, strict=True))
+    step, values = 1e-6, []
+    for sign in (1, -2, 1):  # ahead, behind, back again
+        with torch.no_grad():
+            for p, d in zip(parameters, directions, strict=True):
+                p.add_(sign * step * d)
+        values.append(double_backward(critic, images(seed), seed)[0].item())
+    ahead, behind, here = values
+    # a kink between the three points shows as a second difference far above the curvature's; such points prove nothing
+    if abs(ahead + behind - 2 * here) < 1e-9 * (1 + abs(here)):
+        assert predicted == pytest.approx((ahead - behind) / (2 * step), rel=1e-3, abs=1e-4 * (1 + abs(here)))
+
+
+def small(*between: nn.Module) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(CHANNELS, 4, 3), *between, nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(144, 1)).double()
+
+
+class Relu(torch.autograd.Function):
+    """Named as PyTorch's own, and curved."""
+
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        (x,) = ctx.saved_tensors
+        return g * x.cos()
+
+
+class Applied(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Relu.apply(x)
+
+
+class Hooked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        x.register_hook(lambda g: 2 * g)
+        return x
+
+
+class Written(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        x[:, 0] = x[:, 1] + 1
+        return x
+
+
+@pytest.mark.parametrize(
+    ("between", "why"),
+    [(Hooked(), "changes gradients on their way back"), (Written(), "in place"), (Applied(), "ReluBackward is an autograd")],
+)
+def test_what_cannot_be_read_is_said_and_left_to_double_backward(between: nn.Module, why: str) -> None:
+    critic, x = small(between), images()
+    output, point = output_of(critic, x, 0)
+    with pytest.raises(tangent.Unreadable, match=why):
+        tangent.slope_loss(output, point, penalty)
+    (g,) = torch.autograd.grad(output.sum(), point, create_graph=True)  # the graph is whole, and no hook of ours is left
+    expected, theirs = double_backward(critic, x)
+    torch.testing.assert_close(penalty(g), expected)
+    through = gradients(r1_penalty(critic, x, weight=2.0), critic)
+    output, point = output_of(critic, x, 0)
+    (g,) = torch.autograd.grad(output.sum(), point, create_graph=True)
+    for got, want in zip(through, gradients(g.square().sum() / N, critic), strict=True):
+        torch.testing.assert_close(got, want)
+    assert any(g.abs().max() > 0 for g in theirs)
+
+
+def test_its_backward_is_first_order_scales_and_adds_up() -> None:
+    critic = small()
+    value, ours = four_passes(critic, images())
+    output, point = output_of(critic, images(), 0)
+    loss = tangent.slope_loss(output, point, penalty)
+    (-3 * loss + 0.5 * loss).backward()
+    for parameter, g in zip(critic.parameters(), ours, strict=True):
+        torch.testing.assert_close(torch.zeros_like(g) if parameter.grad is None else parameter.grad, -2.5 * g)
+    (first, *_) = torch.autograd.grad(tangent.slope_loss(*output_of(critic, images(), 0), penalty), critic[0].weight)
+    assert not first.requires_grad
+    assert value.item() == loss.item()
+
+
+def test_four_passes_keep_no_graph_of_the_activations() -> None:
+    critic, saved = small(), []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    output, point = output_of(critic, images(), 0)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        tangent.slope_loss(output, point, penalty)
+    activation = N * 4 * 36
+    assert max(saved, default=0) <= max(activation // 4, N * CHANNELS * SIZE**2)  # what the loss makes of g, and no more
+
+
+def test_a_critic_that_ignores_its_input_has_no_slope() -> None:
+    bias = torch.randn(1, dtype=DOUBLE, requires_grad=True)
+    point = images().requires_grad_()
+    loss = tangent.slope_loss(bias.expand(N), point, penalty)
+    assert loss.item() == pytest.approx((0.1**0.5 - 1) ** 2)
+    assert not loss.requires_grad or torch.autograd.grad(loss, bias, allow_unused=True) == (None,)
