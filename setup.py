@@ -35,7 +35,7 @@ STABLE_ABI = "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*OLDEST_
 FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-Wall", "-Wextra"]
 SHARED = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
 
-DEFAULT_ARCHITECTURES = "8.0;9.0a+PTX"  # in the syntax of TORCH_CUDA_ARCH_LIST
+DEFAULT_ARCHITECTURES = "8.0+PTX;9.0a"  # in the syntax of TORCH_CUDA_ARCH_LIST; PTX of 9.0a would run on nothing newer
 
 NOT_BUILT = {
     "_host": "the C++ was not built ({}); pure Python does its work, slower",

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a machine with a GPU should run, in one go and under ten minutes. Figures and logs go to $OUT (results/ unless set).
-# Needs torch with CUDA, pybind11, ninja and pytest; installs ganfast from this checkout without touching them.
+# Needs torch with CUDA, and what pyproject.toml lists for ganfast and its tests; installs ganfast from this checkout without
+# touching them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-results}" PYTHONUNBUFFERED=1

@@ -1,8 +1,9 @@
 """Spectral norm of all weights of a critic, forward and backward: what it costs on top of the bare layers.
 
-``weights``: one training update, every W / sigma, and the gradients by W from given ones: the norm's own work and nothing else.
-``critic``: a whole forward and backward pass at batch 2, less the same pass of the critic without the norm.
-Stock is PyTorch's parametrization, plain and compiled.
+``weights``: one training update, every W / sigma, and the gradients by W from given ones: the norm's own work, less what the
+same weights cost bare. Stock is PyTorch's parametrization, plain and compiled.
+``critic``: a whole forward and backward pass at batch 2, less the same pass of the critic without the norm, and stock plain.
+``ganfast, apart`` updates u and v once a step beforehand, as the sngan recipe does; the others in the pass.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 from ganfast.benches.harness import Case
 from ganfast.models import pair
 from ganfast.models.shape import SampleShape
-from ganfast.nn import from_torch_state_dict, spectral_norm_
+from ganfast.nn import from_torch_state_dict, spectral_norm_, update_spectral_norm
 from ganfast.nn.spectral_norm import Group, SpectrallyNormalised
 
 CRITICS = {"resnet-32": ("resnet", 32), "dcgan-64": ("dcgan", 64), "cnn-32": ("cnn", 32)}
@@ -51,7 +52,9 @@ def cases(device: torch.device) -> Iterator[Case]:
             device=device,
         )
         images = torch.randn(2, 3, size, size, device=device)
-        passes = {"bare": bare, "torch": stock, "ganfast": ours}
+        apart = spectral_norm_(copy.deepcopy(bare))
+        apart.load_state_dict(ours.state_dict())
+        passes = {"bare": bare, "torch": stock, "ganfast": ours, "ganfast, apart": apart}
         yield Case(
             "spectral_norm",
             f"critic {name}",
@@ -90,6 +93,7 @@ def gradients(critic: nn.Module) -> dict[str, Tensor | None]:
 def whole_pass(critic: nn.Module, images: Tensor) -> Callable[[], dict[str, Tensor | None]]:
     def call() -> dict[str, Tensor | None]:
         critic.zero_grad()
+        update_spectral_norm(critic)  # nothing to do, unless it is to be done apart
         critic(images).sum().backward()
         return gradients(critic)
 

@@ -5,7 +5,8 @@ its name and its ``state_dict`` key stay ``weight``; the singular vectors are th
 ``deepcopy``, pickling, ``functional_call`` and optimizers that hold the parameter work as before.
 
 u and v are moved by :func:`update_spectral_norm`, which a training step calls once before the critic's passes. PyTorch moves
-them in every forward pass instead; ``per_call=True`` does as PyTorch does. In evaluation mode they stay where they are.
+them in every call of a layer instead, and so does ``per_call=True``; a layer that a pass leaves out is moved along with the
+others there. In evaluation mode they stay where they are.
 
 All weights of the module that was given to :func:`spectral_norm_` form one :class:`Group`: a pair of hooks around the module's
 forward pass has them normalised by one call, in the type that autocast would cast them to. A layer that is used outside of
@@ -15,6 +16,8 @@ that pass is normalised alone, when its weight is read.
 from __future__ import annotations
 
 import functools
+import math
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -53,8 +56,17 @@ class SpectrallyNormalised(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        in_use: Tensor | None = self.__dict__.get("weight_in_use")
-        return Group([self]).normalise([self], move=self.spectral_per_call and self.training)[0] if in_use is None else in_use
+        handed: _Handed | None = self.__dict__.get("weight_handed")
+        moves = self.spectral_per_call and self.training and not _recomputing()
+        if handed is None:
+            return self._weight_alone(moves)
+        again, handed.read = handed.read, True
+        if again and moves:  # the layer's second call in this pass
+            return self._weight_alone(move=True)
+        return handed.weight if handed.fits(self) else self._weight_alone(move=False)
+
+    def _weight_alone(self, move: bool) -> Tensor:
+        return Group([self]).normalise([self], move=move)[0]
 
     @property
     def weight_original(self) -> Tensor:
@@ -67,11 +79,51 @@ class SpectrallyNormalised(nn.Module):
             after = self._buffers[name]
             # module.half() and module.bfloat16() mean the weights: sigma stays float32
             if before is not None and after is not None and after.dtype.itemsize < 4:
-                self._buffers[name] = before.to(after.device)
+                self._buffers[name] = before.to(after.device, torch.float32)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "weight_handed"}
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise InvalidValue(
+            "spectral norm does not work in nn.DataParallel, whose replicas share hooks: use DistributedDataParallel"
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _revive, (type(self).__bases__[1],), self.__getstate__()
+
+
+class _Handed:
+    """A weight that a pass normalised for a layer beforehand, and the state of affairs that it was made for."""
+
+    def __init__(self, layer: SpectrallyNormalised, weight: Tensor) -> None:
+        self.weight = weight
+        self.read = False
+        self._state = _state_of_affairs(layer)
+
+    def fits(self, layer: SpectrallyNormalised) -> bool:
+        if torch.compiler.is_compiling():
+            return True
+        original = layer.weight_original
+        recorded = self.weight.requires_grad or not (original.requires_grad and torch.is_grad_enabled())
+        # hooks that keep what the layer saves, as activation checkpoints do, must see the normalisation too
+        kept = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        return recorded and not kept and self._state == _state_of_affairs(layer)
+
+
+def _state_of_affairs(layer: SpectrallyNormalised) -> Any:
+    """What a weight is good for: this thread, this autocast, and these values."""
+    if torch.compiler.is_compiling():
+        return None
+    original = layer.weight_original
+    version = None if original.is_inference() else original._version
+    return threading.get_ident(), _autocast_type(layer), version
+
+
+def _recomputing() -> bool:
+    """Whether this is a checkpoint's second forward pass, in the middle of a backward pass."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class Group:
@@ -79,17 +131,24 @@ class Group:
 
     def __init__(self, layers: Sequence[SpectrallyNormalised]) -> None:
         self.layers = layers
-        self._vectors: dict[Any, tuple[Joined, Joined]] = {}  # u and v of the layers that went through one call
+        self._vectors: dict[Any, tuple[Joined, Joined]] = {}  # u and v of the layers that go through one call
+
+    def join(self) -> None:
+        """Give u and v of all layers memory in common, in which they stay while the layers do."""
+        for alike in _alike(self.layers):
+            if len(alike) > 1:
+                self._vectors[alike] = Joined(own=True), Joined(own=True)
+                _joined(*self._vectors[alike], alike)
 
     def before(self, module: nn.Module, args: Any) -> None:
         for move in (True, False):
             layers = [layer for layer in self.layers if (layer.spectral_per_call and layer.training) is move]
             for layer, weight in zip(layers, self.normalise(layers, move=move), strict=True):
-                layer.__dict__["weight_in_use"] = weight
+                layer.__dict__["weight_handed"] = _Handed(layer, weight)
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         for layer in self.layers:
-            layer.__dict__["weight_in_use"] = None
+            layer.__dict__["weight_handed"] = None
 
     def normalise(self, layers: Sequence[SpectrallyNormalised], *, move: bool) -> list[Tensor]:
         """Every layer's weight over its sigma: for the u and v that are there, or that an update of them gives."""
@@ -107,6 +166,8 @@ class Group:
 
     def update(self, layers: Sequence[SpectrallyNormalised]) -> None:
         """One update of every layer's u and v."""
+        for layer in layers:
+            layer.__dict__["weight_handed"] = None  # of a pass that was interrupted
         for alike in _alike(layers):
             us, vs = self._vectors_of(alike)
             (u, v), (weights, dims), first = _joined(us, vs, alike), _weights(alike), alike[0]
@@ -115,9 +176,7 @@ class Group:
             vs.put(v)
 
     def _vectors_of(self, alike: tuple[SpectrallyNormalised, ...]) -> tuple[Joined, Joined]:
-        if alike not in self._vectors:
-            self._vectors[alike] = Joined(), Joined()
-        return self._vectors[alike]
+        return self._vectors.get(alike) or (Joined(own=False), Joined(own=False))
 
 
 @functools.cache
@@ -139,8 +198,10 @@ def spectral_norm_(module: ModuleT, *, n_iterations: int = 1, per_call: bool = F
     are normalised already are left as they are. Initialise weights before: afterwards ``layer.weight`` is the normalised one.
     Raises InvalidValue, before anything is changed, if there is no such layer or one is lazy or parametrized already.
     """
-    if n_iterations < 1:
-        raise InvalidValue(f"expected n_iterations >= 1, got {n_iterations}")
+    if not isinstance(n_iterations, int) or n_iterations < 1:
+        raise InvalidValue(f"expected a whole number n_iterations >= 1, got {n_iterations}")
+    if not (math.isfinite(eps) and eps >= 0):
+        raise InvalidValue(f"expected eps >= 0, got {eps}")
     found = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Embedding | _ConvNd)}
     if not found:
         raise InvalidValue(f"{type(module).__name__} has no Linear, Conv, ConvTranspose or Embedding to normalise")
@@ -152,10 +213,13 @@ def spectral_norm_(module: ModuleT, *, n_iterations: int = 1, per_call: bool = F
             raise InvalidValue(f"{where} has no weight parameter of its own: remove its other parametrization first")
         if is_lazy(weight):
             raise InvalidValue(f"{where} is not initialised yet: run one batch through the module first")
+        if not weight.is_floating_point():
+            raise InvalidValue(f"{where} has a weight in {weight.dtype}: expected a floating point type")
     for layer in layers.values():
         _normalise_layer(layer, n_iterations, per_call, eps)
     if layers:
         group = Group([layer for layer in layers.values() if isinstance(layer, SpectrallyNormalised)])
+        group.join()
         module.register_forward_pre_hook(group.before)
         module.register_forward_hook(group.after, always_call=True)
     return module
@@ -224,7 +288,7 @@ def _normalise_layer(layer: nn.Module, n_iterations: int, per_call: bool, eps: f
 
 
 def _joined(us: Joined, vs: Joined, layers: Sequence[SpectrallyNormalised]) -> tuple[Tensor, Tensor]:
-    """u and v of all layers; what is put there goes to their buffers, whose addresses a captured graph or a replica may hold."""
+    """u and v of all layers; what is put there goes to their buffers, in place."""
     buffers: list[Any] = [layer._buffers for layer in layers]
     return us.join([of_layer["weight_u"] for of_layer in buffers]), vs.join([of_layer["weight_v"] for of_layer in buffers])
 
@@ -247,6 +311,8 @@ def _autocast_type(layer: SpectrallyNormalised) -> torch.dtype | None:
     """The type that autocast would cast the layer's weight to: written at once, it costs no pass of its own."""
     weight = layer.weight_original
     device = weight.device.type
-    if weight.dtype != torch.float32 or isinstance(layer, nn.Embedding) or not torch.is_autocast_enabled(device):
+    if weight.dtype != torch.float32 or isinstance(layer, nn.Embedding) or not torch.amp.is_autocast_available(device):
+        return None
+    if not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)

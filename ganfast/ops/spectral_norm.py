@@ -130,20 +130,48 @@ def _spectral_norm_fake(
 
 
 class _SpectralNorm(torch.autograd.Function):
-    """``constants`` takes up what has no gradient: u, v and the sigmas."""
+    """``constants`` takes up what has no gradient: u, v and the sigmas.
+
+    One node serves all weights, and parts of a network may go backward one after the other: the weights are kept here, where a
+    first backward pass does not free them, and their versions are compared as autograd would.
+    """
 
     @staticmethod
     def forward(ctx: Any, constants: list[Tensor], arguments: tuple[Any, ...], *weights: Tensor) -> tuple[Tensor, ...]:
         normalised, *found = below_autograd(spectral_norm.overload, list(weights), *arguments)
         constants += found
-        ctx.save_for_backward(*weights)
         _, _, dims, _, eps, _ = arguments
+        ctx.set_materialize_grads(False)
+        ctx.weights, ctx.versions = weights, _versions(weights)
         ctx.constants = (*found, dims, eps)
         return tuple(normalised)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return None, None, *spectral_norm_backward(list(grads), list(ctx.saved_tensors), *ctx.constants)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if _versions(ctx.weights) != ctx.versions:
+            raise RuntimeError("a spectrally normalised weight was modified in place between its forward and its backward pass")
+        wanted = [i for i, g in enumerate(grads) if g is not None and ctx.needs_input_grad[2 + i]]
+        found: list[Tensor | None] = [None] * len(grads)
+        chosen = [grads[i] if grads[i].layout == torch.strided else grads[i].to_dense() for i in wanted]  # type: ignore[union-attr]
+        weights, *constants = _chosen(wanted, ctx.weights, *ctx.constants)
+        for i, gradient in zip(wanted, spectral_norm_backward(chosen, weights, *constants), strict=True):
+            found[i] = gradient
+        return None, None, *found
+
+
+def _versions(weights: Tensors) -> list[int]:
+    return [] if torch.compiler.is_compiling() else [0 if w.is_inference() else w._version for w in weights]
+
+
+def _chosen(
+    wanted: list[int], weights: Tensors, u: Tensor, v: Tensor, sigmas: Tensor, dims: Sequence[int], eps: float
+) -> tuple[Any, ...]:
+    """The arguments for some of the weights."""
+    if len(wanted) == len(weights):
+        return list(weights), u, v, sigmas, dims, eps
+    pairs = vectors(weights, u, v, dims)
+    us, vs = (torch.cat([pairs[i][side] for i in wanted] or [u.new_empty(0)]) for side in (0, 1))
+    return [weights[i] for i in wanted], us, vs, sigmas[wanted], [dims[i] for i in wanted], eps
 
 
 def _differentiable(weights: Tensors, *arguments: Any) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ def parts() -> list[Tensor]:
 
 
 def test_the_parts_stay_the_same_tensors_and_follow_the_whole() -> None:
-    joined, given = Joined(), parts()
+    joined, given = Joined(own=True), parts()
     whole = joined.join(given)
     assert whole.tolist() == [1, 2, 3, 4, 5]
     assert [part.tolist() for part in given] == [part.tolist() for part in parts()]
@@ -28,7 +28,7 @@ def test_the_parts_stay_the_same_tensors_and_follow_the_whole() -> None:
 
 
 def test_a_part_that_was_replaced_is_taken_up() -> None:
-    joined, given = Joined(), parts()
+    joined, given = Joined(own=True), parts()
     joined.join(given)
     for replace in (lambda part: part.double(), lambda part: part.clone()):
         given = [replace(part) for part in given]
@@ -43,18 +43,26 @@ def test_a_part_that_was_replaced_is_taken_up() -> None:
     assert given[0].tolist() == [7, 7]
 
 
-def test_one_part_is_its_own_whole() -> None:
-    joined, part = Joined(), torch.tensor([[1.0, 2.0]])
-    address = part.data_ptr()
-    assert joined.join([part]).data_ptr() == address
-    joined.put(torch.tensor([3.0, 4.0]))
-    assert part.tolist() == [[3, 4]]
-    assert part.data_ptr() == address
+def test_what_is_not_owned_stays_where_it_is() -> None:
+    joined, given = Joined(own=False), parts()
+    addresses = [part.data_ptr() for part in given]
+    assert joined.join(given).tolist() == [1, 2, 3, 4, 5]
+    joined.put(torch.arange(5.0))
+    assert [part.tolist() for part in given] == [[0, 1], [[2], [3]], [4]]
+    assert [part.data_ptr() for part in given] == addresses
+
+
+def test_joined_in_inference_mode_they_can_be_written_outside_of_it() -> None:
+    joined, given = Joined(own=True), parts()
+    with torch.inference_mode():
+        joined.join(given)
+    joined.put(torch.zeros(5))
+    assert not given[0].any()
 
 
 def test_copies_share_nothing() -> None:
     given = parts()
-    joined = Joined()
+    joined = Joined(own=True)
     joined.join(given)
     for twin, twins in (copy.deepcopy((joined, given)), pickle.loads(pickle.dumps((joined, given)))):
         twin.join(twins)
