@@ -21,7 +21,7 @@ from ganfast.benches.harness import Case
 from ganfast.models import pair
 from ganfast.models.shape import SampleShape
 from ganfast.nn import from_torch_state_dict, spectral_norm_, update_spectral_norm
-from ganfast.nn.spectral_norm import Group, SpectrallyNormalised
+from ganfast.nn.spectral_norm import SpectrallyNormalised, groups
 
 CRITICS = {"resnet-32": ("resnet", 32), "dcgan-64": ("dcgan", 64), "cnn-32": ("cnn", 32)}
 
@@ -33,6 +33,7 @@ def cases(device: torch.device) -> Iterator[Case]:
         stock, ours = with_torch(copy.deepcopy(bare)), spectral_norm_(copy.deepcopy(bare), per_call=True)
         ours.load_state_dict(from_torch_state_dict(stock.state_dict()))
         layers = [layer for layer in ours.modules() if isinstance(layer, SpectrallyNormalised)]
+        (group,) = groups(ours)
         originals = [layer.weight_original for layer in layers]
         parametrized = [layer.parametrizations.weight.original for layer in parametrized_layers(stock)]
         grads = [torch.randn_like(weight) for weight in originals]
@@ -43,7 +44,7 @@ def cases(device: torch.device) -> Iterator[Case]:
                 "bare": backward_of(lambda weights=originals: [w.view_as(w) for w in weights], originals, grads),
                 "torch": backward_of(weights_of(stock), parametrized, grads),
                 "torch compiled": backward_of(torch.compile(weights_of(stock), dynamic=False), parametrized, grads),
-                "ganfast": backward_of(functools.partial(Group(layers).normalise, layers, move=True), originals, grads),
+                "ganfast": backward_of(functools.partial(group.normalise, layers, move=True), originals, grads),
             },
             stock=("torch", "torch compiled"),
             bare="bare",

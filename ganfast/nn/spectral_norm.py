@@ -232,14 +232,14 @@ def update_spectral_norm(module: nn.Module) -> None:
     their backward. Layers with ``per_call`` update themselves and are left out, and so is everything in evaluation mode.
     """
     left = {layer for layer in module.modules() if isinstance(layer, SpectrallyNormalised)}
-    for group in (*_groups(module), Group(list(left))):
+    for group in (*groups(module), Group(list(left))):
         mine = [layer for layer in group.layers if layer in left]
         left.difference_update(mine)
         group.update([layer for layer in mine if layer.training and not layer.spectral_per_call])
 
 
-def _groups(module: nn.Module) -> Iterator[Group]:
-    """Those whose hooks hang on ``module`` or in it."""
+def groups(module: nn.Module) -> Iterator[Group]:
+    """The groups whose hooks hang on ``module`` or in it."""
     for part in module.modules():
         for hook in part._forward_pre_hooks.values():
             group = getattr(hook, "__self__", None)
