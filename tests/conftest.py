@@ -15,7 +15,7 @@ torch.set_num_threads(1)  # the networks here are tiny: threads only wait for ea
 os.environ["OMP_NUM_THREADS"] = "1"  # the same in the commands that tests start
 os.environ["GANFAST_POOL_MB"] = "0"  # results in fresh memory, which tests poison; the pool has tests of its own
 
-TIERS = {1: "reference", 2: "C++", 3: "Triton interpreted", 4: "compile-only", 5: "real GPU"}
+TIERS = {1: "reference", 2: "C++ and emulated CUDA", 3: "Triton interpreted", 4: "compile-only", 5: "real GPU"}
 
 
 @pytest.fixture(scope="session", autouse=True)
