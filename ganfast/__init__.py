@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ganfast.nn.fuse import fuse as fuse
     from ganfast.nn.spectral_norm import spectral_norm_ as spectral_norm_
     from ganfast.penalties import gradient_penalty as gradient_penalty
+    from ganfast.penalties import penalty_plan as penalty_plan
     from ganfast.penalties import r1_penalty as r1_penalty
     from ganfast.penalties import r2_penalty as r2_penalty
     from ganfast.recipe import Phase as Phase
@@ -39,6 +40,7 @@ _HOMES = {
     "Trainer": "ganfast.api",
     "fuse": "ganfast.nn.fuse",
     "gradient_penalty": "ganfast.penalties",
+    "penalty_plan": "ganfast.penalties",
     "r1_penalty": "ganfast.penalties",
     "r2_penalty": "ganfast.penalties",
     "spectral_norm_": "ganfast.nn.spectral_norm",

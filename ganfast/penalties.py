@@ -18,11 +18,16 @@ Everything refused is an :class:`~ganfast.errors.InvalidValue` or :class:`~ganfa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ganfast import tangent
@@ -71,6 +76,70 @@ def r2_penalty(critic: Critic, fake: Tensor, *, weight: float) -> Tensor:
     return _penalty(critic, fake.detach(), weight, lambda g: g.square().sum(dim=1) / 2)
 
 
+@dataclass(frozen=True)
+class PenaltyPlan:
+    """How a penalty's gradient is computed for a critic; as text, a sentence that says so and why.
+
+    ``kind`` is "four passes", "six passes" or "double backward"; ``operations`` counts what lies between a critic's input and
+    its output, ``curved`` those of it whose Jacobian may depend on their inputs, by name.
+    """
+
+    kind: str
+    operations: int
+    curved: Mapping[str, int]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
+
+    __repr__ = __str__
+
+
+def penalty_plan(critic: Critic, samples: Tensor | None = None) -> PenaltyPlan:
+    """How the penalties compute their gradient for this critic, and why.
+
+    ``samples`` (N, ...) is a batch such as the critic gets; without one, a module's first layer tells what to try. A module is
+    copied before, so nothing of it moves. Raises InvalidValue for a critic that no penalty takes, and where no batch was found.
+    """
+    if isinstance(critic, nn.Module):
+        critic = copy.deepcopy(critic)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        point = _sample_for(critic) if samples is None else samples.detach().clone()
+        _check_samples("plan", point)
+        output = _output(critic, point.requires_grad_())
+    try:
+        path = tangent.steps(output, point)
+    except tangent.Unreadable as error:
+        return PenaltyPlan("double backward", 0, {}, str(error))
+    curved = Counter(step.name for step in path if step.curved)
+    if not curved:
+        return PenaltyPlan(
+            "four passes", len(path), {}, f"{len(path)} operations, all with a Jacobian that is constant in pieces"
+        )
+    named = ", ".join(f"{n} {name}" for name, n in curved.items())
+    reason = f"{len(path)} operations, of which these have a Jacobian that may depend on their inputs: {named}"
+    return PenaltyPlan("six passes", len(path), dict(curved), reason)
+
+
+def _sample_for(critic: Critic) -> Tensor:
+    """Two samples of a shape that the critic takes."""
+    layers = (
+        [layer for layer in critic.modules() if list(layer.parameters(recurse=False))] if isinstance(critic, nn.Module) else []
+    )
+    for layer in layers[:1]:
+        weight = next(layer.parameters(recurse=False))
+        shapes: list[tuple[int, ...]] = [(2, int(getattr(layer, "in_features", 0) or weight.shape[-1]))]
+        if isinstance(layer, _ConvNd):
+            dims = len(layer.kernel_size)
+            shapes = [(2, layer.in_channels, *[size] * dims) for size in (32, 64, 28, 128, 16, 48, 96, 256, 8)]
+        for shape in shapes:
+            sample = torch.randn(shape, dtype=weight.dtype, device=weight.device)
+            with contextlib.suppress(RuntimeError, ValueError), torch.no_grad():
+                critic(sample)
+                return sample
+    raise InvalidValue("found no batch that the critic takes: give one, penalty_plan(critic, samples)")
+
+
 def _interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None, alpha: Tensor | None) -> Tensor:
     _check_samples("real", real)
     _check_samples("fake", fake)
@@ -113,6 +182,7 @@ def _penalty(critic: Critic, point: Tensor, weight: float, of_each: Callable[[Te
 
 
 def _output(critic: Critic, point: Tensor) -> Tensor:
+    critic = getattr(critic, "_orig_mod", critic)  # of torch.compile, whose one node tells nothing and has no second derivative
     # every module call is looked at, so it does not matter what kind of function holds the critic
     watch = register_module_forward_pre_hook(_refuse_batch_norm)
     try:

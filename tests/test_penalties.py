@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.errors import InvalidType, InvalidValue
-from ganfast.penalties import gradient_penalty, r1_penalty, r2_penalty
+from ganfast.nn import spectral_norm_
+from ganfast.penalties import gradient_penalty, penalty_plan, r1_penalty, r2_penalty
 
 DOUBLE = torch.float64
 
@@ -363,3 +364,44 @@ def test_batch_norm_is_seen_however_the_critic_is_wrapped() -> None:
     for critic in (lambda x: GLOBAL(x), Holder()):
         with pytest.raises(InvalidValue, match="BatchNorm1d in training mode"):
             gradient_penalty(critic, real, fake)
+
+
+def test_a_compiled_critic_is_penalised_like_itself() -> None:
+    critic = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 1)).double()
+    results = []
+    for each in (critic, torch.compile(critic, backend="aot_eager")):
+        critic.zero_grad()
+        r1_penalty(each, images(1), weight=3.0).backward()
+        results.append([None if p.grad is None else p.grad.clone() for p in critic.parameters()])
+    for plain, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(plain, compiled)
+
+
+# the plan
+
+
+def test_the_plan_says_how_and_why() -> None:
+    piecewise = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(4 * 30 * 30, 1))
+    plan = penalty_plan(piecewise)
+    assert (plan.kind, plan.operations, plan.curved) == ("four passes", 4, {})
+    assert str(plan) == "four passes: 4 operations, all with a Jacobian that is constant in pieces"
+    plan = penalty_plan(smooth_critic(), images(1))
+    assert (plan.kind, plan.curved) == ("six passes", {"Softplus": 1, "Tanh": 1})
+    assert "1 Softplus, 1 Tanh" in str(plan)
+
+
+def test_a_plan_moves_nothing() -> None:
+    critic = spectral_norm_(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1)), per_call=True)
+    before = {name: tensor.clone() for name, tensor in critic.state_dict().items()}
+    drawn = torch.random.get_rng_state()
+    assert penalty_plan(critic).kind == "four passes"
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in critic.state_dict().items())
+    assert all(p.grad is None for p in critic.parameters())
+
+
+def test_a_plan_for_no_critic_is_refused() -> None:
+    with pytest.raises(InvalidValue, match="give one, penalty_plan"):
+        penalty_plan(lambda x: x.sum(1))
+    with pytest.raises(InvalidValue, match="BatchNorm1d in training mode"):
+        penalty_plan(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)))
