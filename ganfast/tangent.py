@@ -52,6 +52,8 @@ class Unreadable(Exception):
 DIAGONAL = frozenset(
     ["Abs", "Clamp", "ClampMax", "ClampMin", "Hardtanh", "LeakyRelu", "NativeDropout", "Neg", "Relu", "Threshold"],
 )
+# Of these, where the Jacobian jumps.
+KINKED = DIAGONAL - {"NativeDropout", "Neg"}
 # The tangent is in another shape, in the order of memory.
 VIEWS = frozenset(["ReshapeAlias", "UnsafeView", "View"])
 # The Jacobian is piecewise constant, whatever the inputs are.
@@ -232,6 +234,7 @@ def slope_loss(output: Tensor, point: Tensor, loss: Callable[[Tensor], Tensor]) 
     with torch.no_grad():
         pairs, along = _weight_gradients(path, point, output, v, deltas)
         _verify(along, g, v)
+        pairs += _unmoved(path, pairs, get_gradient_edge(point).node)
     return _Known.apply(value.detach(), [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
 
 
@@ -328,26 +331,37 @@ def _products(node: Node, grads: Iterable[Tensor | None], given: Mapping[int, Te
         ]
 
 
-def _flow_back(terms: list[Pair], source: Node) -> Iterator[Pair]:
+def _flow_back(terms: list[Pair], source: Node) -> list[Pair]:
     """The gradients of the terms' sum by the leaves of their graph, the data left out."""
+    variables = list(_leaves([term.grad_fn for term, _ in terms], source).values())
+    if not variables:
+        return []
+    products, tangents = [term for term, _ in terms], [t for _, t in terms]
+    grads = torch.autograd.grad(products, variables, tangents, retain_graph=True, allow_unused=True)
+    return [(variable, grad) for variable, grad in zip(variables, grads, strict=True) if grad is not None]
+
+
+def _unmoved(path: list[Step], pairs: list[Pair], source: Node) -> list[Pair]:
+    """Zeros for what only moves kinks, the biases before them: double backward gives them zeros too, and not nothing."""
+    kinks = [step.node for step in path if step.name in KINKED]
+    moved = _leaves([get_gradient_edge(tensor).node for tensor, _ in pairs], source)
+    return [(leaf, torch.zeros_like(leaf)) for node, leaf in _leaves(kinks, source).items() if node not in moved]
+
+
+def _leaves(nodes: Iterable[Node], source: Node) -> dict[Node, Tensor]:
+    """The leaves that these nodes' outputs were made of, without the data, by their nodes."""
     leaves: dict[Node, Tensor] = {}
-    seen: set[Node] = set()
-    stack = [term.grad_fn for term, _ in terms]
+    seen: set[Node] = {source}
+    stack = list(nodes)
     while stack:
         node = stack.pop()
-        if node is None or node in seen or node is source:
+        if node in seen:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
             leaves[node] = node.variable
-        stack += [target for target, _ in node.next_functions]
-    if not leaves:
-        return
-    variables = list(leaves.values())
-    grads = torch.autograd.grad(
-        [term for term, _ in terms], variables, [t for _, t in terms], retain_graph=True, allow_unused=True
-    )
-    yield from ((variable, grad) for variable, grad in zip(variables, grads, strict=True) if grad is not None)
+        stack += [target for target, _ in node.next_functions if target is not None]
+    return leaves
 
 
 class _Known(torch.autograd.Function):
