@@ -109,34 +109,33 @@ def penalty_plan(critic: Critic, samples: Tensor | None = None) -> PenaltyPlan:
         output = _output(critic, point.requires_grad_())
     try:
         path = tangent.steps(output, point)
+        tangent.slope_loss(output, point, lambda g: g.square().sum())  # which also finds what only shows on the way
     except tangent.Unreadable as error:
         return PenaltyPlan("double backward", 0, {}, str(error))
     curved = Counter(step.name for step in path if step.curved)
     if not curved:
-        return PenaltyPlan(
-            "four passes", len(path), {}, f"{len(path)} operations, all with a Jacobian that is constant in pieces"
-        )
+        reason = f"{len(path)} operations, all with a Jacobian that is constant in pieces"
+        return PenaltyPlan("four passes", len(path), {}, reason)
     named = ", ".join(f"{n} {name}" for name, n in curved.items())
     reason = f"{len(path)} operations, of which these have a Jacobian that may depend on their inputs: {named}"
     return PenaltyPlan("six passes", len(path), dict(curved), reason)
 
 
 def _sample_for(critic: Critic) -> Tensor:
-    """Two samples of a shape that the critic takes."""
-    layers = (
-        [layer for layer in critic.modules() if list(layer.parameters(recurse=False))] if isinstance(critic, nn.Module) else []
-    )
-    for layer in layers[:1]:
-        weight = next(layer.parameters(recurse=False))
-        shapes: list[tuple[int, ...]] = [(2, int(getattr(layer, "in_features", 0) or weight.shape[-1]))]
-        if isinstance(layer, _ConvNd):
-            dims = len(layer.kernel_size)
-            shapes = [(2, layer.in_channels, *[size] * dims) for size in (32, 64, 28, 128, 16, 48, 96, 256, 8)]
+    """Two samples of a shape that the critic takes, guessed from its first layer."""
+    for layer in critic.modules() if isinstance(critic, nn.Module) else ():
+        if isinstance(layer, nn.Linear):
+            shapes: list[tuple[int, ...]] = [(layer.in_features,)]
+        elif isinstance(layer, _ConvNd):
+            shapes = [(layer.in_channels, *[size] * len(layer.kernel_size)) for size in (32, 64, 28, 128, 16, 48, 96, 256, 8)]
+        else:
+            continue
         for shape in shapes:
-            sample = torch.randn(shape, dtype=weight.dtype, device=weight.device)
+            sample = torch.randn(2, *shape, dtype=layer.weight.dtype, device=layer.weight.device)
             with contextlib.suppress(RuntimeError, ValueError), torch.no_grad():
                 critic(sample)
                 return sample
+        break
     raise InvalidValue("found no batch that the critic takes: give one, penalty_plan(critic, samples)")
 
 

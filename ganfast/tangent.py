@@ -233,24 +233,24 @@ def slope_loss(output: Tensor, point: Tensor, loss: Callable[[Tensor], Tensor]) 
         (v,) = torch.autograd.grad(value, leaf)
     with torch.no_grad():
         pairs, along = _weight_gradients(path, point, output, v, deltas)
-        _verify(along, g, v)
+        value = _verified(value.detach(), along, g.double(), v.double(), torch.finfo(g.dtype).eps)
         pairs += _unmoved(path, pairs, get_gradient_edge(point).node)
-    return _Known.apply(value.detach(), [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
+    return _Known.apply(value, [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
 
 
-def _verify(along: Tensor, g: Tensor, v: Tensor) -> None:
-    """The tangent network's output must be <v, g>; where a hook changes gradients on their way, it is not.
+def _verified(value: Tensor, along: Tensor, g: Tensor, v: Tensor, eps: float) -> Tensor:
+    """``value`` if the tangent network's output ``along`` is <v, g>; where a hook changes gradients on their way, it is not.
 
-    Costs no pass. Left out where asking would make the host wait for the device.
+    On the CPU that raises Unreadable. Elsewhere the host would have to wait for the device, and the value becomes NaN instead.
     """
-    if g.device.type != "cpu":
-        return
-    length = torch.linalg.vector_norm(v.double())
-    # a g of nothing but roundings is compared with those of numbers of size one
-    noise = 64 * torch.finfo(g.dtype).eps * g.numel() ** 0.5
-    near = {torch.float64: 1e-9, torch.float32: 1e-3}.get(g.dtype, 0.1) * torch.linalg.vector_norm(g.double()) + noise
-    if (along - (v.double() * g.double()).sum()).abs() > near * length:
+    # the roundings of the tangents', and where g is nothing but roundings, those of numbers of size one
+    near = max(1e-9, min(0.1, 1e4 * eps)) * torch.linalg.vector_norm(g) + 64 * eps * g.numel() ** 0.5
+    off = (along - (v * g).sum()).abs() > near * torch.linalg.vector_norm(v)
+    if value.device.type != "cpu":
+        return torch.where(off, torch.nan, value)
+    if off:
         raise Unreadable("something changes gradients on their way back, such as a hook")
+    return value
 
 
 def _keep(deltas: dict[Node, tuple[Tensor | None, ...]], node: Node) -> Callable[..., None]:
@@ -291,7 +291,7 @@ def _weight_gradients(
         pairs += _flow_back(terms, source)
     end = get_gradient_edge(output)
     last = tangents.get((end.node, end.output_nr))
-    return pairs, torch.zeros((), dtype=torch.float64) if last is None else last.double().sum()
+    return pairs, v.new_zeros((), dtype=torch.float64) if last is None else last.double().sum()
 
 
 def _tangents(step: Step, given: Mapping[int, Tensor]) -> Iterable[tuple[int, Tensor]]:
@@ -358,7 +358,7 @@ def _leaves(nodes: Iterable[Node], source: Node) -> dict[Node, Tensor]:
         if node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
+        if operation(node).endswith("AccumulateGrad"):
             leaves[node] = node.variable
         stack += [target for target, _ in node.next_functions if target is not None]
     return leaves

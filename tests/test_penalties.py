@@ -390,6 +390,17 @@ def test_the_plan_says_how_and_why() -> None:
     assert "1 Softplus, 1 Tanh" in str(plan)
 
 
+def test_the_plan_knows_what_only_shows_on_the_way() -> None:
+    def hooked(x: Tensor) -> Tensor:
+        x = x * 1
+        x.register_hook(lambda g: 2 * g)
+        return x.sum((1, 2, 3))
+
+    plan = penalty_plan(hooked, images(1))
+    assert plan.kind == "double backward"
+    assert "hook" in plan.reason
+
+
 def test_a_plan_moves_nothing() -> None:
     critic = spectral_norm_(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Linear(4, 1)), per_call=True)
     before = {name: tensor.clone() for name, tensor in critic.state_dict().items()}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from critics import CHANNELS, SIZE, critics
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -97,9 +97,10 @@ def test_finite_differences(critic: nn.Module, seed: int) -> None:
                 p.add_(sign * step * d)
         values.append(double_backward(critic, images(seed), seed)[0].item())
     ahead, behind, here = values
-    # a kink between the three points shows as a second difference far above the curvature's; such points prove nothing
-    if abs(ahead + behind - 2 * here) < 1e-9 * (1 + abs(here)):
-        assert predicted == pytest.approx((ahead - behind) / (2 * step), rel=1e-3, abs=1e-4 * (1 + abs(here)))
+    # a kink between the three points shows as a second difference far above the curvature's; such points prove nothing, and one
+    # that is let through changes the slope by 1e-4 at most
+    assume(abs(ahead + behind - 2 * here) < 2e-10 * (1 + abs(here)))
+    assert predicted == pytest.approx((ahead - behind) / (2 * step), rel=1e-5, abs=1e-4 * (1 + abs(here)))
 
 
 def small(*between: nn.Module) -> nn.Sequential:
@@ -173,18 +174,23 @@ def test_its_backward_is_first_order_scales_and_adds_up() -> None:
     assert value.item() == loss.item()
 
 
-def test_four_passes_keep_no_graph_of_the_activations() -> None:
-    critic, saved = small(), []
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved.append(tensor.numel())
-        return tensor
-
-    output, point = output_of(critic, images(), 0)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        tangent.slope_loss(output, point, penalty)
-    activation = N * 4 * 36
-    assert max(saved, default=0) <= max(activation // 4, N * CHANNELS * SIZE**2)  # what the loss makes of g, and no more
+def test_no_graph_of_the_activations_is_made() -> None:
+    channels = 32
+    torch.manual_seed(1)
+    critic = nn.Sequential(nn.Conv2d(CHANNELS, channels, 3), nn.LeakyReLU(0.2), nn.Conv2d(channels, 1, 6), nn.Flatten(0)).double()
+    largest: list[int] = []
+    for compute in (
+        lambda output, point: tangent.slope_loss(output, point, penalty),
+        lambda output, point: penalty(torch.autograd.grad(output.sum(), point, create_graph=True)[0]),
+    ):
+        output, point = output_of(critic, images(), 0)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t):
+            compute(output, point)
+        largest.append(max(sizes))
+    ours, double = largest
+    assert ours <= N * CHANNELS * SIZE**2  # what the loss makes of g
+    assert double >= N * channels * 36  # what is not kept: as large as an activation
 
 
 def test_a_critic_that_ignores_its_input_has_no_slope() -> None:

@@ -138,7 +138,7 @@ class Group:
         for alike in _alike(self.layers):
             if len(alike) > 1:
                 self._vectors[alike] = Joined(own=True), Joined(own=True)
-                _joined(*self._vectors[alike], alike)
+                _join(*self._vectors[alike], alike)
 
     def before(self, module: nn.Module, args: Any) -> None:
         for move in (True, False):
@@ -154,10 +154,9 @@ class Group:
         """Every layer's weight over its sigma: for the u and v that are there, or that an update of them gives."""
         found: dict[SpectrallyNormalised, Tensor] = {}
         for alike in _alike(layers):
-            us, vs = self._vectors_of(alike)
-            (u, v), (weights, dims), first = _joined(us, vs, alike), _weights(alike), alike[0]
+            us, vs, arguments, first = *self._gathered(alike), alike[0]
             n_iterations = first.spectral_iterations if move else 0
-            outputs, u, v, _ = spectral_norm(weights, u, v, dims, n_iterations, first.spectral_eps, _autocast_type(first))
+            outputs, u, v, _ = spectral_norm(*arguments, n_iterations, first.spectral_eps, _autocast_type(first))
             if move:
                 us.put(u)
                 vs.put(v)
@@ -169,14 +168,16 @@ class Group:
         for layer in layers:
             layer.__dict__["weight_handed"] = None  # of a pass that was interrupted
         for alike in _alike(layers):
-            us, vs = self._vectors_of(alike)
-            (u, v), (weights, dims), first = _joined(us, vs, alike), _weights(alike), alike[0]
-            u, v, _ = power_iteration(weights, u, v, dims, first.spectral_iterations, first.spectral_eps)
+            us, vs, arguments, first = *self._gathered(alike), alike[0]
+            u, v, _ = power_iteration(*arguments, first.spectral_iterations, first.spectral_eps)
             us.put(u)
             vs.put(v)
 
-    def _vectors_of(self, alike: tuple[SpectrallyNormalised, ...]) -> tuple[Joined, Joined]:
-        return self._vectors.get(alike) or (Joined(own=False), Joined(own=False))
+    def _gathered(self, alike: tuple[SpectrallyNormalised, ...]) -> tuple[Joined, Joined, tuple[Any, ...]]:
+        """Where u and v of the layers are put, and weights, u, v and dims as the ops take them."""
+        us, vs = self._vectors.get(alike) or (Joined(own=False), Joined(own=False))
+        weights, dims = [layer.weight_original for layer in alike], [layer.spectral_dim for layer in alike]
+        return us, vs, (weights, *_join(us, vs, alike), dims)
 
 
 @functools.cache
@@ -196,7 +197,8 @@ def spectral_norm_(module: ModuleT, *, n_iterations: int = 1, per_call: bool = F
     The matrix whose norm is taken has one row per output channel (dim 1 of a transposed convolution, dim 0 otherwise), as in
     PyTorch. u and v start from torch's default generator and 15 power iterations; each update adds ``n_iterations``. Layers that
     are normalised already are left as they are. Initialise weights before: afterwards ``layer.weight`` is the normalised one.
-    Raises InvalidValue, before anything is changed, if there is no such layer or one is lazy or parametrized already.
+    Raises InvalidValue, before anything is changed, for options out of range, and if there is no such layer or one is lazy, is
+    parametrized already or has a weight in another than a floating point type.
     """
     if not isinstance(n_iterations, int) or n_iterations < 1:
         raise InvalidValue(f"expected a whole number n_iterations >= 1, got {n_iterations}")
@@ -287,24 +289,20 @@ def _normalise_layer(layer: nn.Module, n_iterations: int, per_call: bool, eps: f
     layer.__class__ = _class_for(base)
 
 
-def _joined(us: Joined, vs: Joined, layers: Sequence[SpectrallyNormalised]) -> tuple[Tensor, Tensor]:
-    """u and v of all layers; what is put there goes to their buffers, in place."""
+def _join(us: Joined, vs: Joined, layers: Sequence[SpectrallyNormalised]) -> tuple[Tensor, Tensor]:
+    """u and v of all layers."""
     buffers: list[Any] = [layer._buffers for layer in layers]
     return us.join([of_layer["weight_u"] for of_layer in buffers]), vs.join([of_layer["weight_v"] for of_layer in buffers])
 
 
-def _weights(layers: Sequence[SpectrallyNormalised]) -> tuple[list[Tensor], list[int]]:
-    return [layer.weight_original for layer in layers], [layer.spectral_dim for layer in layers]
-
-
 def _alike(layers: Sequence[SpectrallyNormalised]) -> Iterable[tuple[SpectrallyNormalised, ...]]:
     """The layers that one call of an op can take together."""
-    groups: defaultdict[Any, list[SpectrallyNormalised]] = defaultdict(list)
+    found: defaultdict[Any, list[SpectrallyNormalised]] = defaultdict(list)
     for layer in layers:
         weight = layer.weight_original
         cast = not isinstance(layer, nn.Embedding)
-        groups[layer.spectral_iterations, layer.spectral_eps, weight.dtype, weight.device, cast].append(layer)
-    return map(tuple, groups.values())
+        found[layer.spectral_iterations, layer.spectral_eps, weight.dtype, weight.device, cast].append(layer)
+    return map(tuple, found.values())
 
 
 def _autocast_type(layer: SpectrallyNormalised) -> torch.dtype | None:

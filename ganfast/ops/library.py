@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
@@ -38,24 +38,30 @@ class Op:
         return call(*arguments)
 
 
+class Differentiable(NamedTuple):
+    """What is called with an op's arguments where one of them requires a gradient.
+
+    ``function``: an autograd.Function around :func:`below_autograd`, whose backward is made of torch ops or of registered ones,
+    so that it can be differentiated again. ``plain``: the same in torch ops alone, which takes its place within torch.func's
+    transforms (grad, jvp, vmap) and among dual numbers.
+    """
+
+    function: Callable[..., Any]
+    plain: Callable[..., Any]
+
+
 def register(
     schema: str,
     *,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
-    differentiable: Callable[..., Any] | None = None,
-    plain: Callable[..., Any] | None = None,
+    differentiable: Differentiable | None = None,
 ) -> Op:
     """Define ``schema`` (PyTorch's schema language) and return what dispatches a call.
 
-    ``reference`` serves every device that has no kernel of its own; ``fake`` gives shapes alone. ``differentiable`` is called
-    with the same arguments where one of them requires a gradient: an autograd.Function around :func:`below_autograd`, whose
-    backward is made of torch ops or of registered ones, so that it can be differentiated again. Without one, outputs are
-    constants. ``plain``, the same in torch ops alone, takes its place within torch.func's transforms (grad, jvp, vmap) and among
-    dual numbers.
-
-    ``torch.library.register_autograd`` would do the same for several times the host time where arguments are lists: 650 us
-    against 420 us for forward and backward of eleven tiny weights (2 cores of an AMD EPYC, torch 2.13).
+    ``reference`` serves every device that has no kernel of its own; ``fake`` gives shapes alone. Without ``differentiable``,
+    outputs are constants. ``torch.library.register_autograd`` would do the same and take more host time where arguments are
+    lists (docs/decisions.md).
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -65,19 +71,17 @@ def register(
         LIBRARY.impl(name, getattr(importlib.import_module(f"ganfast.kernels.{page}"), name), "CUDA")
     torch.library.register_fake(f"ganfast::{name}", fake, lib=LIBRARY)
     overload = getattr(torch.ops.ganfast, name).default
-    on_autograd = _on_autograd(overload, differentiable, plain) if differentiable and plain else None
+    on_autograd = _on_autograd(overload, differentiable) if differentiable else None
     LIBRARY.impl(name, on_autograd or torch.library.fallthrough_kernel, "Autograd")
     return Op(overload, on_autograd)
 
 
-def _on_autograd(
-    overload: Callable[..., Any], differentiable: Callable[..., Any], plain: Callable[..., Any]
-) -> Callable[..., Any]:
+def _on_autograd(overload: Callable[..., Any], differentiable: Differentiable) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return plain(*arguments)
+            return differentiable.plain(*arguments)
         if torch.is_grad_enabled() and any(map(_requires_grad, arguments)):
-            return differentiable(*arguments)
+            return differentiable.function(*arguments)
         return below_autograd(overload, *arguments)
 
     return call

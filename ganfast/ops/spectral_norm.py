@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ganfast.ops.library import below_autograd, register
+from ganfast.ops.library import Differentiable, below_autograd, register
 
 Tensors = Sequence[Tensor]
 
@@ -244,6 +244,10 @@ class _Backward(torch.autograd.Function):
         return None, *by_grads, *by_weights
 
 
+def _differentiable_backward(grads: Tensors, weights: Tensors, *constants: Any) -> list[Tensor]:
+    return list(_Backward.apply(constants, *grads, *weights))
+
+
 def _variable(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` as a variable of its own: G may be a function of W, and by W alone means that G stands still."""
     return x.to(dtype).view_as(x) if x.requires_grad else x.detach().to(dtype).requires_grad_()
@@ -264,14 +268,12 @@ spectral_norm = register(
     " -> (Tensor[], Tensor, Tensor, Tensor)",
     reference=spectral_norm_reference,
     fake=_spectral_norm_fake,
-    differentiable=_differentiable,
-    plain=_spectral_norm_plain,
+    differentiable=Differentiable(_differentiable, _spectral_norm_plain),
 )
 spectral_norm_backward = register(
     "spectral_norm_backward(Tensor[] grads, Tensor[] weights, Tensor u, Tensor v, Tensor sigmas, int[] dims, float eps)"
     " -> Tensor[]",
     reference=spectral_norm_backward_reference,
     fake=_backward_fake,
-    differentiable=lambda grads, weights, *constants: list(_Backward.apply(constants, *grads, *weights)),
-    plain=_backward_plain,
+    differentiable=Differentiable(_differentiable_backward, _backward_plain),
 )
