@@ -142,6 +142,12 @@ inline ScalarType wide_type(const Tensor& u, const Tensor& v) {
     return type;
 }
 
+// The type in which a weight, a normalised one or a gradient is read and written: its own, unless u, v and sigma are in float64
+// and it is not, or the reverse.
+inline ScalarType beside(ScalarType type, ScalarType wide) {
+    return (type == ScalarType::Double) == (wide == ScalarType::Double) ? type : wide;
+}
+
 // The one type of the gradients, one for each weight.
 inline ScalarType type_of_grads(const Tensors& grads, const Tensors& weights) {
     STD_TORCH_CHECK(grads.size() == weights.size(), "expected a gradient for each of ", weights.size(), " weights, got ",

@@ -248,14 +248,7 @@ std::tuple<Tensor, Tensor, Tensor> power_iteration(const Tensors& weights, const
     });
 }
 
-// The type of normalised weights, or of gradients by them, that the kernels write or read in the place of this one: float64 goes
-// with float64.
-template <typename T>
-ScalarType beside(ScalarType type) {
-    return std::is_same_v<T, double> || type == ScalarType::Double ? TYPE<T> : type;
-}
-
-// body(O()) for such a type O
+// body(O()) for the type O of normalised weights, or of gradients by them, beside T
 template <typename T, typename F>
 void with_type(ScalarType type, const F& body) {
     if (type == TYPE<T>) return body(T());
@@ -274,7 +267,7 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> spectral_norm(const Tensors& weights
         Tensors normalised;
         const ScalarType out = dtype.value_or(weights.empty() ? TYPE<T> : weights[0].scalar_type());
         const auto divide = [&](size_t i, Iteration<T>& iteration, Chain& chain) {
-            normalised.push_back(pooled_as(iteration.matrix.weight, beside<T>(out)));
+            normalised.push_back(pooled_as(iteration.matrix.weight, beside(out, TYPE<T>)));
             with_type<T>(normalised[i].scalar_type(),
                          [&](auto type) { chain.push_back(iteration.division(mutable_data_of<decltype(type)>(normalised[i]))); });
         };
@@ -352,7 +345,7 @@ Tensors spectral_norm_backward(const Tensors& grads, const Tensors& weights, con
     return with_wide(u, v, [&](auto wide) {
         using T = decltype(wide);
         const std::vector<Place> places = places_of(weights, u, v, dims);
-        const ScalarType type = beside<T>(type_of_grads(grads, weights));
+        const ScalarType type = beside(type_of_grads(grads, weights), TYPE<T>);
         STD_TORCH_CHECK(sigmas.scalar_type() == TYPE<T> && sigmas.numel() == static_cast<int64_t>(weights.size()), "expected ",
                         weights.size(), " sigmas of u's dtype");
         const Tensor old_u = as_contiguous(u), old_v = as_contiguous(v), divisors = as_contiguous(sigmas);

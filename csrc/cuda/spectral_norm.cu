@@ -20,12 +20,6 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-// The type in which a weight, a normalised one or a gradient is read and written: its own, unless u, v and sigma are in float64
-// and it is not, or the reverse.
-ScalarType beside(ScalarType type, ScalarType wide) {
-    return (type == ScalarType::Double) == (wide == ScalarType::Double) ? type : wide;
-}
-
 // body(S()) for the type S of weights, normalised weights or gradients
 template <typename F>
 void with_type(ScalarType type, const F& body) {
