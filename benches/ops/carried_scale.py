@@ -7,6 +7,7 @@ ganfast stores: see docs/decisions.md.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,13 +35,14 @@ def cases(device: torch.device) -> Iterator[Case]:
             x = torch.randn(batch, channels, size, size, device=device, requires_grad=True)
             w = torch.randn(outputs, channels, kernel, kernel, device=device).mul_(0.05).requires_grad_()
             u, v = (normalize(torch.randn(n, device=device), dim=0) for n in (outputs, w[0].numel()))
+            upstream = torch.randn_like(conv2d(x, w, stride=stride, padding=padding).detach())
+            passes = {"bare": bare, "carried": carried, "stored (ganfast)": stored}
             yield Case(
                 "carried_scale",
                 f"{name} batch {batch}",
                 {
-                    "bare": step(lambda *given: given[1], conv2d, x, w, u, v, stride, padding),
-                    "carried": step(carried, None, x, w, u, v, stride, padding),
-                    "stored (ganfast)": step(stored, conv2d, x, w, u, v, stride, padding),
+                    provider: functools.partial(gradients, function, x, w, u, v, stride, padding, upstream)
+                    for provider, function in passes.items()
                 },
                 stock=("carried",),
                 bare="bare",
@@ -48,22 +50,18 @@ def cases(device: torch.device) -> Iterator[Case]:
             )
 
 
-def step(
-    weight_of: Callable[..., Any], convolution: Any, x: Tensor, w: Tensor, u: Tensor, v: Tensor, stride: int, padding: int
-) -> Callable[[], dict[str, Tensor]]:
-    upstream = torch.randn_like(conv2d(x, w, stride=stride, padding=padding).detach())
+def gradients(function: Callable[..., Tensor], x: Tensor, w: Tensor, *arguments: Any) -> dict[str, Tensor]:
+    *others, upstream = arguments
+    return dict(zip(("x", "w"), torch.autograd.grad(function(x, w, *others), (x, w), upstream), strict=True))
 
-    def call() -> dict[str, Tensor]:
-        given = weight_of(x, w, u, v, stride, padding)
-        output = given if convolution is None else convolution(x, given, stride=stride, padding=padding)
-        return dict(zip(("x", "w"), torch.autograd.grad(output, (x, w), upstream), strict=True))
 
-    return call
+def bare(x: Tensor, w: Tensor, u: Tensor, v: Tensor, stride: int, padding: int) -> Tensor:
+    return conv2d(x, w, stride=stride, padding=padding)
 
 
 def stored(x: Tensor, w: Tensor, u: Tensor, v: Tensor, stride: int, padding: int) -> Tensor:
     (normalised,), _, _, _ = spectral_norm([w], u, v, [0], 1, EPS, None)
-    return normalised
+    return conv2d(x, normalised, stride=stride, padding=padding)
 
 
 def carried(x: Tensor, w: Tensor, u: Tensor, v: Tensor, stride: int, padding: int) -> Tensor:
