@@ -11,7 +11,10 @@ critic's parameters. They share their contract:
 - under autocast the critic runs in the low precision, and norms and their coefficients in float32 (float64 for float64 data);
 - the gradient is exact, and computed with the value, without double backward (:mod:`ganfast.tangent`): the backward pass of a
   penalty only scales it, and cannot be differentiated again. :func:`penalty_plan` says what a critic costs;
-- under ``torch.no_grad`` the value is right and carries no graph.
+- ``conditions`` are what the critic is called with besides, such as labels: ``critic(x, *conditions)``, each (N, ...);
+- a penalty that is taken in every k-th step only (Karras et al. 2020, "lazy") is multiplied by k where it is taken;
+- under ``torch.no_grad`` the value is right and carries no graph;
+- within ``torch.compile`` a critic that is a module is compiled with the rest, in one graph; any other callable breaks it.
 
 Everything refused is an :class:`~ganfast.errors.InvalidValue` or :class:`~ganfast.errors.InvalidType`.
 """
@@ -20,9 +23,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +38,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ganfast import tangent
 from ganfast.errors import InvalidType, InvalidValue, near
+from ganfast.ops.gradient_penalty import interpolate, slope_penalty
 
-Critic = Callable[[Tensor], Tensor]
+Critic = Callable[..., Tensor]
 
-_EXCESS: dict[str, Callable[[Tensor], Tensor]] = {"two-sided": lambda excess: excess, "one-sided": torch.relu}
+_KINDS = ("two-sided", "one-sided")
 
 
 def gradient_penalty(
@@ -48,6 +55,7 @@ def gradient_penalty(
     kind: str = "two-sided",
     generator: torch.Generator | None = None,
     alpha: Tensor | None = None,
+    conditions: Sequence[Tensor] = (),
 ) -> Tensor:
     """``weight * E[(|grad D(x)| - target)^2]`` at ``x = alpha * real + (1 - alpha) * fake`` (Gulrajani et al. 2017, equation 3).
 
@@ -55,25 +63,28 @@ def gradient_penalty(
     ``generator`` or torch's default one; ``alpha`` (N,) fixes them. ``kind="one-sided"`` charges only slopes above ``target``
     (the paper's section 4). A sample whose slope is exactly zero pays ``target^2`` and contributes a zero gradient, not NaN.
     """
-    if kind not in _EXCESS:
-        raise InvalidValue(f"gradient_penalty has no kind {kind!r}{near(kind, _EXCESS)}")
+    if kind not in _KINDS:
+        raise InvalidValue(f"gradient_penalty has no kind {kind!r}{near(kind, _KINDS)}")
     if not target >= 0:
         raise InvalidValue(f"expected a target slope >= 0, got {target}")
-    point = _interpolate(real, fake, generator, alpha)
-    excess = _EXCESS[kind]
-    return _penalty(critic, point, weight, lambda g: excess(torch.linalg.vector_norm(g, dim=1) - target).square())
+    _check_weight(weight)
+    _check_pair(real, fake)
+    points = interpolate(real.detach(), fake.detach(), _alpha(real, fake, generator, alpha), False)
+    return _penalty(critic, points, conditions, target, weight, kind == "one-sided")
 
 
-def r1_penalty(critic: Critic, real: Tensor, *, weight: float) -> Tensor:
+def r1_penalty(critic: Critic, real: Tensor, *, weight: float, conditions: Sequence[Tensor] = ()) -> Tensor:
     """``weight / 2 * E[|grad D(real)|^2]`` at real data (N, ...) (Mescheder et al. 2018, equation 9)."""
+    _check_weight(weight)
     _check_samples("real", real)
-    return _penalty(critic, real.detach(), weight, lambda g: g.square().sum(dim=1) / 2)
+    return _penalty(critic, real.detach(), conditions, 0.0, weight / 2, False)
 
 
-def r2_penalty(critic: Critic, fake: Tensor, *, weight: float) -> Tensor:
+def r2_penalty(critic: Critic, fake: Tensor, *, weight: float, conditions: Sequence[Tensor] = ()) -> Tensor:
     """``weight / 2 * E[|grad D(fake)|^2]`` at generated data (N, ...) (Mescheder et al. 2018, equation 10)."""
+    _check_weight(weight)
     _check_samples("fake", fake)
-    return _penalty(critic, fake.detach(), weight, lambda g: g.square().sum(dim=1) / 2)
+    return _penalty(critic, fake.detach(), conditions, 0.0, weight / 2, False)
 
 
 @dataclass(frozen=True)
@@ -95,18 +106,20 @@ class PenaltyPlan:
     __repr__ = __str__
 
 
-def penalty_plan(critic: Critic, samples: Tensor | None = None) -> PenaltyPlan:
+def penalty_plan(critic: Critic, samples: Tensor | None = None, *, conditions: Sequence[Tensor] = ()) -> PenaltyPlan:
     """How the penalties compute their gradient for this critic, and why.
 
-    ``samples`` (N, ...) is a batch such as the critic gets; without one, a module's first layer tells what to try. A module is
-    copied before, so nothing of it moves. Raises InvalidValue for a critic that no penalty takes, and where no batch was found.
+    ``samples`` (N, ...) is a batch such as the critic gets, with its ``conditions``; without one, a module's first layer tells
+    what to try. A module is copied before, so nothing of it moves. Raises InvalidValue for a critic that no penalty takes, and
+    where no batch was found.
     """
+    critic = getattr(critic, "_orig_mod", critic)
     if isinstance(critic, nn.Module):
         critic = copy.deepcopy(critic)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         point = _sample_for(critic) if samples is None else samples.detach().clone()
         _check_samples("plan", point)
-        output = _output(critic, point.requires_grad_())
+        output = _output(critic, point.requires_grad_(), conditions)
     try:
         path = tangent.steps(output, point)
         tangent.slope_loss(output, point, lambda g: g.square().sum())  # which also finds what only shows on the way
@@ -139,57 +152,75 @@ def _sample_for(critic: Critic) -> Tensor:
     raise InvalidValue("found no batch that the critic takes: give one, penalty_plan(critic, samples)")
 
 
-def _interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None, alpha: Tensor | None) -> Tensor:
-    _check_samples("real", real)
-    _check_samples("fake", fake)
-    if real.shape != fake.shape:
-        raise InvalidValue(f"expected real and fake of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
-    if real.device != fake.device:
-        raise InvalidValue(f"expected real and fake on one device, got {real.device} and {fake.device}")
-    n, dtype = real.shape[0], torch.promote_types(real.dtype, fake.dtype)
-    # bfloat16 has only 256 values of alpha between a half and one: draw and mix in float32 at least
-    wide = torch.promote_types(dtype, torch.float32)
+def _alpha(real: Tensor, fake: Tensor, generator: torch.Generator | None, alpha: Tensor | None) -> Tensor:
+    """One a sample, drawn where the data are."""
+    n = real.shape[0]
     if alpha is None:
-        alpha = torch.rand(n, device=real.device, dtype=wide, generator=generator)
-    elif alpha.shape != (n,):
+        # bfloat16 has only 256 values between a half and one
+        dtype = functools.reduce(torch.promote_types, (real.dtype, fake.dtype, torch.float32))
+        return torch.rand(n, device=real.device, dtype=dtype, generator=generator)
+    if alpha.shape != (n,):
         raise InvalidValue(f"expected one alpha per sample, ({n},), got {tuple(alpha.shape)}")
-    mix = alpha.detach().to(real.device, wide).view(n, *[1] * (real.dim() - 1))
-    return torch.lerp(fake.detach().to(wide), real.detach().to(wide), mix).to(dtype)
+    return alpha.detach().to(real.device)
 
 
-def _penalty(critic: Critic, point: Tensor, weight: float, of_each: Callable[[Tensor], Tensor]) -> Tensor:
-    """``weight`` times the mean of what ``of_each`` (N, D) -> (N,) makes of the gradients by each sample of ``point``."""
-    if not weight >= 0:
-        raise InvalidValue(f"expected a penalty weight >= 0, got {weight}")
+def _penalty(
+    critic: Critic, point: Tensor, conditions: Sequence[Tensor], target: float, weight: float, one_sided: bool
+) -> Tensor:
+    """``weight`` times the mean over samples of the slope's squared excess over ``target``, at ``point``."""
+    critic = getattr(critic, "_orig_mod", critic)  # of torch.compile
+    arguments = (critic, point, tuple(conditions), float(target), float(weight), one_sided)
+    if torch.compiler.is_compiling():
+        from ganfast import compiled  # whose import of the compiler is made by now
 
-    def loss(grad: Tensor) -> Tensor:
-        return weight * of_each(grad.flatten(1).to(torch.promote_types(grad.dtype, torch.float32))).mean()
+        in_graph = isinstance(critic, nn.Module)
+        return compiled.value_and_gradient(*arguments) if in_graph else compiled.outside_of_it(*arguments)
+    return value_and_gradient(*arguments)
 
+
+def value_and_gradient(
+    critic: Critic, point: Tensor, conditions: tuple[Tensor, ...], target: float, weight: float, one_sided: bool
+) -> Tensor:
+    """A penalty at a batch of its own, ``point``."""
     learning = torch.is_grad_enabled()
+
+    def loss(g: Tensor) -> Tensor:
+        value: Tensor = slope_penalty(g, target, weight, one_sided)[0]
+        return value
+
     with torch.enable_grad():
-        point = point.requires_grad_()
-        output = _output(critic, point)
+        point = point.detach().requires_grad_()
+        output = _output(critic, point, conditions)
         # autocast would round the products of what follows again: they have the dtypes that the forward pass chose
         with torch.autocast(point.device.type, enabled=False):
             if learning:
                 try:
-                    return tangent.slope_loss(output, point, loss)
+                    parameters = critic.parameters() if isinstance(critic, nn.Module) else ()
+                    return tangent.slope_loss(output, point, loss, (*parameters, *conditions))
                 except tangent.Unreadable:
                     pass
-            (grad,) = torch.autograd.grad(output.sum(), point, create_graph=learning, materialize_grads=True)
-            return loss(grad)
+            (g,) = torch.autograd.grad(output.sum(), point, create_graph=learning, materialize_grads=True)
+            return loss(g)
 
 
-def _output(critic: Critic, point: Tensor) -> Tensor:
-    critic = getattr(critic, "_orig_mod", critic)  # of torch.compile, whose one node tells nothing and has no second derivative
+def _output(critic: Critic, point: Tensor, conditions: Sequence[Tensor]) -> Tensor:
     # every module call is looked at, so it does not matter what kind of function holds the critic
     watch = register_module_forward_pre_hook(_refuse_batch_norm)
     try:
-        output = critic(point)
+        with _as_written():
+            output = critic(point, *conditions)
     finally:
         watch.remove()
     _check_output(output, point.shape[0])
     return output
+
+
+def _as_written() -> contextlib.AbstractContextManager[Any]:
+    """Not as torch.compile made it, of which the graph is one node that tells nothing and has no second derivative."""
+    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    eager: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return eager
 
 
 def _refuse_batch_norm(module: nn.Module, inputs: object) -> None:
@@ -198,6 +229,20 @@ def _refuse_batch_norm(module: nn.Module, inputs: object) -> None:
             f"the critic has {type(module).__name__} in training mode: batch statistics make every output depend on every "
             "sample, so a slope per sample does not exist; use LayerNorm, InstanceNorm, spectral norm or none"
         )
+
+
+def _check_weight(weight: float) -> None:
+    if not weight >= 0:
+        raise InvalidValue(f"expected a penalty weight >= 0, got {weight}")
+
+
+def _check_pair(real: Tensor, fake: Tensor) -> None:
+    _check_samples("real", real)
+    _check_samples("fake", fake)
+    if real.shape != fake.shape:
+        raise InvalidValue(f"expected real and fake of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
+    if real.device != fake.device:
+        raise InvalidValue(f"expected real and fake on one device, got {real.device} and {fake.device}")
 
 
 def _check_samples(side: str, samples: Tensor) -> None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,11 +212,12 @@ def steps(output: Tensor, point: Tensor) -> list[Step]:
 # ---- the four passes
 
 
-def slope_loss(output: Tensor, point: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+def slope_loss(output: Tensor, point: Tensor, loss: Callable[[Tensor], Tensor], variables: Sequence[Tensor] = ()) -> Tensor:
     """``loss(g)`` for g the gradient of ``output.sum()`` by ``point``, a scalar whose backward is first order.
 
     ``output`` was computed from ``point``, a leaf that requires a gradient; its graph is read and not used up. What ``loss``
-    makes of g is differentiated by autograd; the gradients by all that the graph was made of are exact.
+    makes of g is differentiated by autograd; the gradients by all that the graph was made of are exact. ``variables`` are tensors
+    in which the graph may begin though they are no leaves: a tracer's symbols for parameters.
     Raises Unreadable, without a trace, where the graph does not say enough.
     """
     path = steps(output, point)
@@ -232,21 +233,22 @@ def slope_loss(output: Tensor, point: Tensor, loss: Callable[[Tensor], Tensor]) 
         value = loss(leaf)
         (v,) = torch.autograd.grad(value, leaf)
     with torch.no_grad():
-        pairs, along = _weight_gradients(path, point, output, v, deltas)
+        pairs, along = _weight_gradients(path, point, output, v, deltas, variables)
         value = _verified(value.detach(), along, g.double(), v.double(), torch.finfo(g.dtype).eps)
-        pairs += _unmoved(path, pairs, get_gradient_edge(point).node)
+        pairs += _unmoved(path, pairs, get_gradient_edge(point).node, variables)
     return _Known.apply(value, [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
 
 
 def _verified(value: Tensor, along: Tensor, g: Tensor, v: Tensor, eps: float) -> Tensor:
     """``value`` if the tangent network's output ``along`` is <v, g>; where a hook changes gradients on their way, it is not.
 
-    On the CPU that raises Unreadable. Elsewhere the host would have to wait for the device, and the value becomes NaN instead.
+    On the CPU that raises Unreadable. Elsewhere the host would have to wait for the device, and while compiling there is no value
+    to look at: it becomes NaN instead.
     """
     # the roundings of the tangents', and where g is nothing but roundings, those of numbers of size one
     near = max(1e-9, min(0.1, 1e4 * eps)) * torch.linalg.vector_norm(g) + 64 * eps * g.numel() ** 0.5
     off = (along - (v * g).sum()).abs() > near * torch.linalg.vector_norm(v)
-    if value.device.type != "cpu":
+    if value.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.where(off, torch.nan, value)
     if off:
         raise Unreadable("something changes gradients on their way back, such as a hook")
@@ -261,7 +263,12 @@ def _keep(deltas: dict[Node, tuple[Tensor | None, ...]], node: Node) -> Callable
 
 
 def _weight_gradients(
-    path: list[Step], point: Tensor, output: Tensor, v: Tensor, deltas: dict[Node, tuple[Tensor | None, ...]]
+    path: list[Step],
+    point: Tensor,
+    output: Tensor,
+    v: Tensor,
+    deltas: dict[Node, tuple[Tensor | None, ...]],
+    variables: Sequence[Tensor],
 ) -> tuple[list[Pair], Tensor]:
     """The fourth pass: the gradients, and the derivative of ``output.sum()`` along v. ``deltas`` are used up."""
     source = get_gradient_edge(point).node
@@ -288,7 +295,7 @@ def _weight_gradients(
         for number, t in _tangents(step, given):
             tangents[step.node, number] = t
     if terms:
-        pairs += _flow_back(terms, source)
+        pairs += _flow_back(terms, source, variables)
     end = get_gradient_edge(output)
     last = tangents.get((end.node, end.output_nr))
     return pairs, v.new_zeros((), dtype=torch.float64) if last is None else last.double().sum()
@@ -331,25 +338,29 @@ def _products(node: Node, grads: Iterable[Tensor | None], given: Mapping[int, Te
         ]
 
 
-def _flow_back(terms: list[Pair], source: Node) -> list[Pair]:
+def _flow_back(terms: list[Pair], source: Node, variables: Sequence[Tensor]) -> list[Pair]:
     """The gradients of the terms' sum by the leaves of their graph, the data left out."""
-    variables = list(_leaves([term.grad_fn for term, _ in terms], source).values())
-    if not variables:
+    leaves = list(_leaves([term.grad_fn for term, _ in terms], source, variables).values())
+    if not leaves:
         return []
     products, tangents = [term for term, _ in terms], [t for _, t in terms]
-    grads = torch.autograd.grad(products, variables, tangents, retain_graph=True, allow_unused=True)
-    return [(variable, grad) for variable, grad in zip(variables, grads, strict=True) if grad is not None]
+    grads = torch.autograd.grad(products, leaves, tangents, retain_graph=True, allow_unused=True)
+    return [(leaf, grad) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None]
 
 
-def _unmoved(path: list[Step], pairs: list[Pair], source: Node) -> list[Pair]:
+def _unmoved(path: list[Step], pairs: list[Pair], source: Node, variables: Sequence[Tensor]) -> list[Pair]:
     """Zeros for what only moves kinks, the biases before them: double backward gives them zeros too, and not nothing."""
     kinks = [step.node for step in path if step.name in KINKED]
-    moved = _leaves([get_gradient_edge(tensor).node for tensor, _ in pairs], source)
-    return [(leaf, torch.zeros_like(leaf)) for node, leaf in _leaves(kinks, source).items() if node not in moved]
+    moved = _leaves([get_gradient_edge(tensor).node for tensor, _ in pairs], source, variables)
+    leaves = _leaves(kinks, source, variables)
+    return [(leaf, torch.zeros_like(leaf)) for node, leaf in leaves.items() if node not in moved]
 
 
-def _leaves(nodes: Iterable[Node], source: Node) -> dict[Node, Tensor]:
-    """The leaves that these nodes' outputs were made of, without the data, by their nodes."""
+def _leaves(nodes: Iterable[Node], source: Node, variables: Sequence[Tensor]) -> dict[Node, Tensor]:
+    """The leaves that these nodes' outputs were made of, without the data, by their nodes.
+
+    Raises Unreadable where the graph begins in something else that is none of ``variables`` either.
+    """
     leaves: dict[Node, Tensor] = {}
     seen: set[Node] = {source}
     stack = list(nodes)
@@ -358,10 +369,21 @@ def _leaves(nodes: Iterable[Node], source: Node) -> dict[Node, Tensor]:
         if node in seen:
             continue
         seen.add(node)
-        if operation(node).endswith("AccumulateGrad"):
-            leaves[node] = node.variable
-        stack += [target for target, _ in node.next_functions if target is not None]
+        targets = [target for target, _ in node.next_functions if target is not None]
+        if not targets:
+            leaves[node] = _leaf(node, variables)
+        stack += targets
     return leaves
+
+
+def _leaf(node: Node, variables: Sequence[Tensor]) -> Tensor:
+    if operation(node).endswith("AccumulateGrad"):
+        variable: Tensor = node.variable
+        return variable
+    for tensor in variables:
+        if tensor.requires_grad and get_gradient_edge(tensor).node is node:
+            return tensor
+    raise Unreadable(f"its graph begins in {operation(node)}, which is not a leaf")
 
 
 class _Known(torch.autograd.Function):
