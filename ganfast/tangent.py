@@ -387,7 +387,7 @@ def _leaf(node: Node, variables: Sequence[Tensor]) -> Tensor:
 
 
 class _Known(torch.autograd.Function):
-    """A value whose gradients by ``tensors`` are ``grads``."""
+    """A value whose gradients by ``tensors`` are ``grads``, which a backward pass takes away unless it keeps the graph."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, grads: list[Tensor], *tensors: Tensor) -> Tensor:
@@ -397,4 +397,15 @@ class _Known(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        return None, None, *(grad * upstream.to(grad.dtype) for grad in ctx.grads)
+        if ctx.grads is None:
+            raise RuntimeError("a penalty was differentiated a second time: the first backward pass needs retain_graph=True")
+        if _kept():
+            return None, None, *(grad * upstream.to(grad.dtype) for grad in ctx.grads)
+        grads, ctx.grads = ctx.grads, None
+        return None, None, *(grad.mul_(upstream.to(grad.dtype)) for grad in grads)
+
+
+def _kept() -> bool:
+    """Whether the backward pass that is under way keeps its graph."""
+    kept: bool = torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
+    return kept

@@ -209,6 +209,49 @@ def test_gradients_accumulate_over_several_penalties() -> None:
             torch.testing.assert_close(2 * once.grad, double.grad)
 
 
+def test_a_graph_that_is_kept_can_go_backward_again_and_one_that_is_not_says_so() -> None:
+    critic, real, fake, alpha = smooth_critic(), images(1), images(2), torch.rand(5, dtype=DOUBLE)
+    penalty = gradient_penalty(critic, real, fake, alpha=alpha)
+    first, *_ = torch.autograd.grad(3 * penalty, critic[0].weight, retain_graph=True)
+    again, *_ = torch.autograd.grad(3 * penalty, critic[0].weight, retain_graph=True)
+    third, *_ = torch.autograd.grad(penalty, critic[0].weight)
+    assert torch.equal(first, again)
+    torch.testing.assert_close(3 * third, first)
+    with pytest.raises(RuntimeError, match="the first backward pass needs retain_graph=True"):
+        torch.autograd.grad(penalty, critic[0].weight)
+
+
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.embedding = nn.Conv2d(2, 4, 3, dtype=DOUBLE), nn.Embedding(3, 64, dtype=DOUBLE)
+
+    def forward(self, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        return (torch.relu(self.first(x)).flatten(1) * self.embedding(y)).sum(1) * scale
+
+
+@pytest.mark.parametrize("penalty", ["gp", "r1", "r2"])
+def test_a_critic_is_called_with_its_conditions(penalty: str) -> None:
+    critic, real, fake, alpha = Conditional(), images(1), images(2), torch.rand(5, dtype=DOUBLE)
+    conditions = (torch.tensor([0, 2, 1, 1, 0]), torch.rand(5, dtype=DOUBLE))
+
+    def value(critic: Callable[..., Tensor], **given: tuple[Tensor, ...]) -> Tensor:
+        if penalty == "gp":
+            return gradient_penalty(critic, real, fake, alpha=alpha, **given)
+        return r1_penalty(critic, real, weight=2, **given) if penalty == "r1" else r2_penalty(critic, fake, weight=2, **given)
+
+    found, expected = value(critic, conditions=conditions), value(lambda x: critic(x, *conditions))
+    assert found.item() == expected.item() > 0
+    for got, want in zip(
+        *(torch.autograd.grad(v, [critic.first.weight, critic.embedding.weight]) for v in (found, expected)), strict=True
+    ):
+        assert torch.equal(got, want)
+        assert got.abs().max() > 0
+    plan = penalty_plan(critic, real, conditions=conditions)
+    assert plan.kind == "four passes"
+
+
 # shapes, types, modes
 
 

@@ -46,12 +46,12 @@ class Critic(FeatureCritic):
         for units in channels[:-1]:
             layers += [
                 nn.Conv2d(inputs, units, 3, padding=1),
-                nn.LeakyReLU(0.1),
+                nn.LeakyReLU(0.1, inplace=True),
                 nn.Conv2d(units, units, 4, 2, 1),
-                nn.LeakyReLU(0.1),
+                nn.LeakyReLU(0.1, inplace=True),
             ]
             inputs = units
-        layers += [nn.Conv2d(inputs, channels[-1], 3, padding=1), nn.LeakyReLU(0.1)]
+        layers += [nn.Conv2d(inputs, channels[-1], 3, padding=1), nn.LeakyReLU(0.1, inplace=True)]
         self.trunk = nn.Sequential(*layers)
         self.feature_dim = channels[-1] * base * base
         self.head = nn.Linear(self.feature_dim, 1)

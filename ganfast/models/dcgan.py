@@ -49,9 +49,13 @@ class Critic(FeatureCritic):
         super().__init__()
         base, k = shape.doublings()
         channels = [width * min(8, 2**i) for i in range(k)]
-        layers: list[nn.Module] = [nn.Conv2d(shape.channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [nn.Conv2d(shape.channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         for inputs, units in pairwise(channels):
-            layers += [nn.Conv2d(inputs, units, 4, 2, 1, bias=norm != "batch"), *normalise(norm, units), nn.LeakyReLU(0.2)]
+            layers += [
+                nn.Conv2d(inputs, units, 4, 2, 1, bias=norm != "batch"),
+                *normalise(norm, units),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Conv2d(channels[-1], outputs, base)
         self.feature_dim = channels[-1] * base * base

@@ -50,7 +50,7 @@ class Critic(FeatureCritic):
         widths = [shape.numel] + [width] * depth
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, units in pairwise(widths):
-            layers += [nn.Linear(inputs, units), nn.LeakyReLU(0.2)]
+            layers += [nn.Linear(inputs, units), nn.LeakyReLU(0.2, inplace=True)]
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Linear(width, outputs)
         self.feature_dim = width

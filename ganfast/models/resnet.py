@@ -38,7 +38,7 @@ class CriticBlock(nn.Module):
     def __init__(self, inputs: int, width: int, *, down: bool, first: bool = False, norm: str = "none") -> None:
         super().__init__()
         self.norm1 = nn.Sequential(*([] if first else [*normalise(norm, inputs), nn.ReLU()]))
-        self.norm2 = nn.Sequential(*normalise(norm, width), nn.ReLU())
+        self.norm2 = nn.Sequential(*normalise(norm, width), nn.ReLU(inplace=True))
         self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.shortcut = nn.Conv2d(inputs, width, 1) if down or inputs != width else nn.Identity()

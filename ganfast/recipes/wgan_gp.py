@@ -3,12 +3,14 @@
     L = E[D(G(z))] - E[D(x)] + lambda E[(|grad D(x^)| - 1)^2],   x^ = alpha x + (1 - alpha) G(z)
 
 Five critic steps with the penalty at random interpolates; no batch norm in the critic, where it would tie samples together;
-layer norm is allowed.
+layer norm is allowed. ``penalty_every`` makes the penalty lazy, in steps of its own (Karras et al. 2020, appendix B).
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
+
+from torch import Tensor
 
 from ganfast import losses
 from ganfast.latent import Noise
@@ -41,6 +43,9 @@ def recipe(
     critic_steps: CriticSteps = 5,
     penalty: Annotated[float, "lambda, the weight of the gradient penalty", Between(0)] = 10.0,
     kind: Annotated[Literal["two-sided", "one-sided"], "whether slopes below one are penalised too"] = "two-sided",
+    penalty_every: Annotated[
+        int, "iterations between penalties, each of which counts so often; the paper's is 1", Between(1)
+    ] = 1,
     architecture: Architecture = "auto",
     norm: Norm = "none",
     lr: LearningRate = 1e-4,
@@ -53,23 +58,31 @@ def recipe(
         architecture = "resnet" if shape.size else "mlp"
     G, D = pair(architecture, shape, latent_dim=latent_dim, width=width, norm=norm)
 
+    def penalised(nets: Named, real: Tensor, generated: Tensor) -> Terms:
+        weight = penalty * penalty_every
+        return Terms({"penalty": gradient_penalty(nets.D, real, generated, weight=weight, kind=kind)})
+
     def critic(nets: Named, batch: Named) -> Terms:
         generated = nets.G(batch.z)
+        # first: it is done with its activations when it returns, and the two other passes keep theirs
+        first = penalised(nets, batch.real, generated).minimise if penalty_every == 1 else {}
         real, fake = nets.D(batch.real), nets.D(generated)
-        terms = {
-            "adversarial": losses.wasserstein_critic(real, fake),
-            "penalty": gradient_penalty(nets.D, batch.real, generated, weight=penalty, kind=kind),
-        }
+        terms = {"adversarial": losses.wasserstein_critic(real, fake), **first}
         return Terms(terms, {"D(real)": real.mean(), "D(fake)": fake.mean()})
+
+    def lazily(nets: Named, batch: Named) -> Terms:
+        return penalised(nets, batch.real, nets.G(batch.z))
 
     def generator(nets: Named, batch: Named) -> Terms:
         return Terms({"adversarial": losses.wasserstein_generator(nets.D(nets.G(batch.z)))})
 
+    lazy = Phase("penalty", updates=("D",), repeat=critic_steps, every=penalty_every, reads=("real",), loss=lazily)
     return Recipe(
         name="wgan-gp",
         networks={"G": G, "D": D},
         phases=(
             Phase("critic", updates=("D",), repeat=critic_steps, reads=("real",), loss=critic),
+            *([lazy] if penalty_every > 1 else []),
             Phase("generator", updates=("G",), loss=generator),
         ),
         latent=Noise(latent_dim),

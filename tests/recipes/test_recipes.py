@@ -207,6 +207,16 @@ def test_wgan_gp_penalises_the_slope() -> None:
     assert terms_of(recipe, 0, batch, networks)["penalty"] == 0
 
 
+def test_a_lazy_penalty_has_steps_of_its_own_and_stands_for_those_left_out() -> None:
+    recipe, networks, batch = known("wgan-gp", penalty=10.0, penalty_every=4)
+    critic, lazy, _ = recipe.phases
+    assert "penalty" not in terms_of(recipe, 0, batch, networks)
+    assert terms_of(recipe, 1, batch, networks) == pytest.approx({"penalty": 4 * 10 * (5 - 1) ** 2})
+    assert (critic.every, lazy.every) == (1, 4)
+    assert critic.repeat == lazy.repeat == 5
+    assert lazy.updates == ("D",)
+
+
 def test_sngan_moves_its_singular_vectors_once_a_critic_pass() -> None:
     recipe = recipes.get("sngan", image_size=0, channels=2, width=8)
     batch = batch_for(recipe, 4, (2,))
