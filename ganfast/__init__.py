@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ganfast.nn.fuse import fuse as fuse
     from ganfast.nn.spectral_norm import spectral_norm_ as spectral_norm_
     from ganfast.penalties import gradient_penalty as gradient_penalty
+    from ganfast.penalties import penalised_loss as penalised_loss
     from ganfast.penalties import penalty_plan as penalty_plan
     from ganfast.penalties import r1_penalty as r1_penalty
     from ganfast.penalties import r2_penalty as r2_penalty
@@ -40,6 +41,7 @@ _HOMES = {
     "Trainer": "ganfast.api",
     "fuse": "ganfast.nn.fuse",
     "gradient_penalty": "ganfast.penalties",
+    "penalised_loss": "ganfast.penalties",
     "penalty_plan": "ganfast.penalties",
     "r1_penalty": "ganfast.penalties",
     "r2_penalty": "ganfast.penalties",

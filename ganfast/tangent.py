@@ -225,7 +225,7 @@ def slope_loss(output: Tensor, point: Tensor, loss: Callable[[Tensor], Tensor], 
     with contextlib.ExitStack() as hooks:
         for step in path:
             if step.curved or step.bilinear:
-                handle = step.node.register_prehook(_keep(deltas, step.node))
+                handle = step.node.register_prehook(keep(deltas, step.node))
                 hooks.callback(handle.remove)
         (g,) = torch.autograd.grad(output, point, torch.ones_like(output), retain_graph=True, materialize_grads=True)
     with torch.enable_grad():
@@ -234,12 +234,12 @@ def slope_loss(output: Tensor, point: Tensor, loss: Callable[[Tensor], Tensor], 
         (v,) = torch.autograd.grad(value, leaf)
     with torch.no_grad():
         pairs, along = _weight_gradients(path, point, output, v, deltas, variables)
-        value = _verified(value.detach(), along, g.double(), v.double(), torch.finfo(g.dtype).eps)
+        value = verified(value.detach(), along, g.double(), v.double(), torch.finfo(g.dtype).eps)
         pairs += _unmoved(path, pairs, get_gradient_edge(point).node, variables)
-    return _Known.apply(value, [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
+    return with_gradients(value, pairs)
 
 
-def _verified(value: Tensor, along: Tensor, g: Tensor, v: Tensor, eps: float) -> Tensor:
+def verified(value: Tensor, along: Tensor, g: Tensor, v: Tensor, eps: float) -> Tensor:
     """``value`` if the tangent network's output ``along`` is <v, g>; where a hook changes gradients on their way, it is not.
 
     On the CPU that raises Unreadable. Elsewhere the host would have to wait for the device, and while compiling there is no value
@@ -255,7 +255,13 @@ def _verified(value: Tensor, along: Tensor, g: Tensor, v: Tensor, eps: float) ->
     return value
 
 
-def _keep(deltas: dict[Node, tuple[Tensor | None, ...]], node: Node) -> Callable[..., None]:
+def with_gradients(value: Tensor, pairs: list[Pair]) -> Tensor:
+    """``value`` as a scalar whose gradients are those."""
+    known: Tensor = _Known.apply(value, [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
+    return known
+
+
+def keep(deltas: dict[Node, tuple[Tensor | None, ...]], node: Node) -> Callable[..., None]:
     def keep(grads: tuple[Tensor | None, ...]) -> None:
         deltas[node] = grads
 
@@ -292,7 +298,7 @@ def _weight_gradients(
             for i, t in given.items():
                 if i in step.bilinear.factors:
                     pairs += step.bilinear.weights(step.node, i, t, delta[0])
-        for number, t in _tangents(step, given):
+        for number, t in tangents_of(step, given):
             tangents[step.node, number] = t
     if terms:
         pairs += _flow_back(terms, source, variables)
@@ -301,7 +307,7 @@ def _weight_gradients(
     return pairs, v.new_zeros((), dtype=torch.float64) if last is None else last.double().sum()
 
 
-def _tangents(step: Step, given: Mapping[int, Tensor]) -> Iterable[tuple[int, Tensor]]:
+def tangents_of(step: Step, given: Mapping[int, Tensor]) -> Iterable[tuple[int, Tensor]]:
     """J t by number of output."""
     node, name = step.node, step.name
     if step.bilinear and all(i in step.bilinear.factors for i in given):
@@ -371,12 +377,12 @@ def _leaves(nodes: Iterable[Node], source: Node, variables: Sequence[Tensor]) ->
         seen.add(node)
         targets = [target for target, _ in node.next_functions if target is not None]
         if not targets:
-            leaves[node] = _leaf(node, variables)
+            leaves[node] = leaf_of(node, variables)
         stack += targets
     return leaves
 
 
-def _leaf(node: Node, variables: Sequence[Tensor]) -> Tensor:
+def leaf_of(node: Node, variables: Sequence[Tensor]) -> Tensor:
     if operation(node).endswith("AccumulateGrad"):
         variable: Tensor = node.variable
         return variable

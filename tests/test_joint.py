@@ -1,0 +1,211 @@
+"""A critic's step in one batch of 3N against its three passes, each differentiated by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from critics import CHANNELS, SIZE, critics
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ganfast import joint, losses, penalised_loss, tangent
+from ganfast.joint import Losses
+from ganfast.models import pair
+from ganfast.models.conditional import Critic as ConditionalCritic
+from ganfast.models.shape import SampleShape
+from ganfast.nn import spectral_norm_
+
+DOUBLE = torch.float64
+N = 3
+
+LOSSES = {
+    "wasserstein": losses.wasserstein_critic,
+    "hinge": losses.hinge_critic,
+    "relativistic": lambda real, fake: F.softplus(fake - real).mean(),
+}
+
+
+def batch(shape: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    drawn = torch.Generator().manual_seed(seed)
+    real, fake = (torch.randn(N, *shape, dtype=DOUBLE, generator=drawn) for _ in range(2))
+    return real, fake, torch.rand(N, dtype=DOUBLE, generator=drawn)
+
+
+def separately(
+    critic: Callable[..., Tensor], real: Tensor, fake: Tensor, alpha: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The loss and the penalty by double backward."""
+    point = torch.lerp(fake, real, alpha.view(N, *[1] * (real.dim() - 1))).requires_grad_()
+    (g,) = torch.autograd.grad(critic(point).sum(), point, create_graph=True)
+    slopes = (g.flatten(1).square().sum(1) + 1e-60).sqrt()
+    return loss(critic(real), critic(fake)), 10 * (slopes - 1).square().mean()
+
+
+def gradients(total: Tensor, critic: nn.Module) -> list[Tensor]:
+    parameters = [p for p in critic.parameters() if p.requires_grad]
+    if not parameters or not total.requires_grad:
+        return [torch.zeros_like(p) for p in parameters]
+    return list(torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True))
+
+
+def assert_same(critic: nn.Module, found: Losses, expected: tuple[Tensor, Tensor]) -> None:
+    adversarial, penalty = expected
+    torch.testing.assert_close(found.adversarial, adversarial.detach(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.penalty, penalty.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.total.detach(), (adversarial + penalty).detach(), rtol=1e-9, atol=1e-12)
+    theirs = gradients(adversarial + penalty, critic)
+    # below 1e-4, nothing but roundings of numbers of size one
+    scale = max([1e-4, *(g.abs().max().item() for g in theirs)])
+    for got, want in zip(gradients(found.total, critic), theirs, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-9 * scale)
+
+
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.embedding = nn.Conv2d(3, 4, 3), nn.Embedding(5, 4 * 36)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (F.leaky_relu(self.first(x), 0.1).flatten(1) * self.embedding(y)).sum(1)
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shift + x
+
+
+def built(architecture: str, size: int) -> nn.Module:
+    return pair(architecture, SampleShape(3, size), latent_dim=8, width=8)[1]
+
+
+PROVEN: dict[str, Callable[[], nn.Module]] = {
+    "dcgan": lambda: built("dcgan", 16),
+    "cnn": lambda: built("cnn", 16),
+    "resnet": lambda: built("resnet", 16),
+    "mlp": lambda: built("mlp", 8),
+    "spectral norm": lambda: spectral_norm_(built("resnet", 16)),
+    "conditional": lambda: ConditionalCritic(pair("dcgan", SampleShape(8, 16), latent_dim=8, width=8)[1], classes=5),
+    "projection": Conditional,
+    "shift": lambda: nn.Sequential(Shifted(), nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 1, bias=False)),
+    "pools": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.ReflectionPad2d(1), nn.ReLU(), nn.Flatten(), nn.Linear(100, 1)
+    ),
+    "patches": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 1, 3)),
+}
+LABELS = torch.tensor([4, 0, 2])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", PROVEN)
+def test_one_pass_is_three(name: str, loss: str) -> None:
+    torch.manual_seed(1)
+    critic = PROVEN[name]().double()
+    conditions = (LABELS,) if name in ("conditional", "projection") else ()
+    real, fake, alpha = batch((3, 8, 8) if name in ("mlp", "projection", "shift", "pools", "patches") else (3, 16, 16))
+    expected = separately(lambda x: critic(x, *conditions), real, fake, alpha, LOSSES[loss])
+    calls = []
+    critic.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    found = penalised_loss(critic, real, fake, LOSSES[loss], alpha=alpha, conditions=conditions)
+    assert calls == [3 * N]
+    assert_same(critic, found, expected)
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=200)
+@given(critic=critics(curved=False), seed=st.integers(0, 2**20))
+def test_any_critic(critic: nn.Module, seed: int) -> None:
+    """Proven or not."""
+    real, fake, alpha = batch((CHANNELS, SIZE, SIZE), seed)
+    assume(torch.equal(critic(real), critic(real)))  # dropout would draw other masks for another batch
+    expected = separately(critic, real, fake, alpha, losses.wasserstein_critic)
+    assert_same(critic, penalised_loss(critic, real, fake, losses.wasserstein_critic, alpha=alpha), expected)
+
+
+class Mixing(nn.Module):
+    """A part of its output depends on other samples."""
+
+    def __init__(self, mix: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.mix, self.linear = mix, nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.relu(self.mix(x)))
+
+
+MIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean over samples": lambda x: x - x.mean(0),
+    "largest over samples": lambda x: x - x.amax(0, keepdim=True),
+    "flipped": lambda x: x + x.flip(0),
+    "rolled": lambda x: x + x.roll(1, 0),
+    "transposed": lambda x: x + x.reshape(6, -1).t(),
+    "view of the transposed": lambda x: x + x.t().reshape(x.shape),
+    "broadcast": lambda x: x + x[:, 0][: x.shape[1]].sum(),
+    "sum of all": lambda x: x * 0.1 + x.sum(),
+    "matrix from the left": lambda x: (torch.ones(len(x), len(x), dtype=DOUBLE) / 9) @ x,
+    "gram": lambda x: (x @ x.t())[:, :1].expand(-1, 6),
+    "curved": torch.tanh,
+    "indexed": lambda x: x[torch.arange(len(x)).flip(0)],
+    "cumulative": lambda x: x.cumsum(0),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_what_mixes_samples_or_bends_is_never_taken_for_proven(name: str) -> None:
+    torch.manual_seed(0)
+    critic = Mixing(MIXED[name]).double()
+    point = torch.randn(3 * N, 6, dtype=DOUBLE, requires_grad=True)
+    if name in ("transposed", "view of the transposed", "broadcast"):
+        point = torch.randn(6, 6, dtype=DOUBLE, requires_grad=True)
+    with pytest.raises(tangent.Unreadable):
+        joint.joint_loss(critic(point), point, losses.wasserstein_critic, lambda g: g.square().sum())
+
+
+def test_a_critic_that_is_not_proven_takes_three_passes() -> None:
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    real, fake, alpha = batch((6,))
+    expected = separately(critic, real, fake, alpha, losses.hinge_critic)
+    assert_same(critic, penalised_loss(critic, real, fake, losses.hinge_critic, alpha=alpha), expected)
+
+
+def test_frozen_layers_get_nothing_and_the_data_neither() -> None:
+    torch.manual_seed(0)
+    critic = built("dcgan", 16).double()
+    next(critic.parameters()).requires_grad_(False)
+    real, fake, alpha = batch((3, 16, 16))
+    real.requires_grad_(), fake.requires_grad_()
+    penalised_loss(critic, real, fake, losses.wasserstein_critic, alpha=alpha).total.backward()
+    assert real.grad is None and fake.grad is None
+    assert [p.grad is None for p in critic.parameters()].count(True) == 1
+
+
+def test_under_autocast_norms_are_float32_and_gradients_close() -> None:
+    torch.manual_seed(0)
+    critic = built("dcgan", 16)
+    real, fake, alpha = (part.float() for part in batch((3, 16, 16)))
+    exact = penalised_loss(critic, real, fake, losses.wasserstein_critic, alpha=alpha)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = penalised_loss(critic, real, fake, losses.wasserstein_critic, alpha=alpha)
+    assert low.total.dtype == low.penalty.dtype == torch.float32
+    assert low.total.item() == pytest.approx(exact.total.item(), rel=0.02)
+    got, want = (torch.cat([g.flatten() for g in gradients(x.total, critic)]) for x in (low, exact))
+    assert (got - want).norm() <= 0.05 * want.norm()  # eight bits of every product, and what cancels between real and fake
+
+
+def test_without_gradients_the_values_are_the_same() -> None:
+    torch.manual_seed(0)
+    critic = built("dcgan", 16).double()
+    real, fake, alpha = batch((3, 16, 16))
+    expected = penalised_loss(critic, real, fake, losses.wasserstein_critic, alpha=alpha)
+    with torch.no_grad():
+        found = penalised_loss(critic, real, fake, losses.wasserstein_critic, alpha=alpha)
+    assert not found.total.requires_grad
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want.detach())
