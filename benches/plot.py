@@ -1,4 +1,7 @@
-"""The figures of a bench's CSV as a picture: each case's times, as multiples of the fastest stock mode's."""
+"""The figures of a bench's CSV as a picture: a bar a provider, or a line where the cases are points of a curve.
+
+A case is a point of a curve where its name is "axis=number".
+"""
 
 from __future__ import annotations
 
@@ -38,12 +41,39 @@ def read(table: Path) -> Cases:
 
 
 def draw(cases: Cases) -> Figure:
-    """A group of bars a case: medians, with quartiles as whiskers, in units of the fastest stock mode's median.
-
-    Raises InvalidValue where there is nothing to draw.
-    """
+    """Curves where every case is a point of one, bars otherwise. Raises InvalidValue where there is nothing to draw."""
     if not cases:
         raise InvalidValue("the table has no rows: nothing to draw")
+    return draw_curves(cases) if all("=" in case for _, _, case in cases) else draw_bars(cases)
+
+
+def draw_curves(cases: Cases) -> Figure:
+    """A panel an axis: times against its values, all logarithmic; stock modes in one colour, ours in another, a dash a layout."""
+    lines: dict[str, dict[str, list[tuple[float, float, str]]]] = {}
+    for (device, bench, case), rows in cases.items():
+        axis, value = case.split("=")
+        for provider, row in rows.items():
+            panel = lines.setdefault(f"{bench} against {axis}\n{device}, {row['threads']} threads", {})
+            panel.setdefault(provider, []).append((float(value), float(row["median_us"]) / 1e3, row["ratio"]))
+    figure = Figure(figsize=(4.2 * len(lines), 4), dpi=120, layout="constrained")
+    for number, (title, panel) in enumerate(lines.items(), 1):
+        axes: Any = figure.add_subplot(1, len(lines), number)
+        for provider, points in panel.items():
+            xs, ys, ratios = zip(*sorted(points), strict=True)
+            colour, dash = VERMILION if ratios[0] else SKY, "--" if provider.endswith("channels-last") else "-"
+            axes.plot(xs, ys, dash, color=colour, marker="o", markersize=3, label=provider)
+        axes.set(xscale="log", yscale="log", xlabel=title.split("\n")[0].rsplit(" ", 1)[1], ylabel="ms")
+        axes.set_xticks(xs, [f"{x:g}" for x in xs], size=8)
+        axes.minorticks_off()
+        axes.set_title(title, size=9)
+        axes.grid(color=RULE)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_bars(cases: Cases) -> Figure:
+    """A group of bars a case: medians, with quartiles as whiskers, in units of the fastest stock mode's median."""
     groups = [(key, _stock_first(providers.values())) for key, providers in cases.items()]
     bars = sum(len(rows) + 1 for _, rows in groups)
     figure = Figure(figsize=(9, 0.7 + 0.26 * bars), dpi=120, layout="constrained")

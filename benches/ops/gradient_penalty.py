@@ -7,7 +7,7 @@ torch.compile cannot do it at all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ganfast.models.shape import SampleShape
 from ganfast.penalties import gradient_penalty
 
 CRITICS = {"resnet-32": ("resnet", 32), "dcgan-64": ("dcgan", 64)}
+LAYOUTS = {"": torch.contiguous_format, " channels-last": torch.channels_last}
 
 
 def cases(device: torch.device) -> Iterator[Case]:
@@ -26,22 +27,36 @@ def cases(device: torch.device) -> Iterator[Case]:
             for batch in (32, 64):
                 torch.manual_seed(0)
                 critic = pair(architecture, SampleShape(3, size), latent_dim=128)[1].to(device)
-                real, fake = (torch.rand(batch, 3, size, size, device=device) for _ in range(2))
-                alpha = torch.rand(batch, device=device)
-                providers = {}
-                for layout, suffix in ((torch.contiguous_format, ""), (torch.channels_last, " channels-last")):
-                    laid_out = copy.deepcopy(critic).to(memory_format=layout)  # type: ignore[call-overload]
-                    data = [images.to(memory_format=layout) for images in (real, fake)]
-                    for provider, penalty in (("torch", double_backward), ("ganfast", gradient_penalty)):
-                        providers[provider + suffix] = step(penalty, laid_out, *data, alpha, dtype)
-                yield Case(
-                    "gradient_penalty",
-                    f"{name} batch {batch} {str(dtype).removeprefix('torch.')}",
-                    providers,
-                    stock=("torch", "torch channels-last"),
-                    dtype=dtype,
-                    device=device,
+                given = images(batch, size, device)
+                what = f"{name} batch {batch} {str(dtype).removeprefix('torch.')}"
+                yield case(
+                    "gradient_penalty", what, {"torch": double_backward, "ganfast": gradient_penalty}, critic, given, dtype
                 )
+
+
+def case(
+    bench: str,
+    name: str,
+    losses: Mapping[str, Callable[..., Tensor]],
+    critic: nn.Module,
+    given: tuple[Tensor, Tensor, Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """Value and gradients of ``loss(critic, real, fake, alpha=...)`` by each provider in both layouts, torch's the stock ones."""
+    providers = {}
+    for suffix, layout in LAYOUTS.items():
+        laid_out = copy.deepcopy(critic).to(memory_format=layout)  # type: ignore[call-overload]
+        real, fake = (data.to(memory_format=layout) for data in given[:2])
+        for provider, loss in losses.items():
+            providers[provider + suffix] = step(loss, laid_out, real, fake, given[2], dtype)
+    stock = tuple(provider for provider in providers if provider.startswith("torch"))
+    return Case(bench, name, providers, stock=stock, dtype=dtype, device=given[0].device)
+
+
+def images(batch: int, size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Real, fake, alpha."""
+    real, fake = (torch.rand(batch, 3, size, size, device=device) for _ in range(2))
+    return real, fake, torch.rand(batch, device=device)
 
 
 def double_backward(critic: nn.Module, real: Tensor, fake: Tensor, *, alpha: Tensor) -> Tensor:
@@ -51,12 +66,12 @@ def double_backward(critic: nn.Module, real: Tensor, fake: Tensor, *, alpha: Ten
 
 
 def step(
-    penalty: Callable[..., Tensor], critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor, dtype: torch.dtype
+    loss: Callable[..., Tensor], critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor, dtype: torch.dtype
 ) -> Callable[[], dict[str, Tensor | None]]:
     def call() -> dict[str, Tensor | None]:
         critic.zero_grad()
         with torch.autocast(real.device.type, dtype, enabled=dtype != torch.float32):
-            value = penalty(critic, real, fake, alpha=alpha)
+            value = loss(critic, real, fake, alpha=alpha)
         value.backward()
         return {name: p.grad for name, p in critic.named_parameters()}
 

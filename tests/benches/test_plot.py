@@ -44,6 +44,20 @@ def test_the_command_writes_a_picture_with_a_bar_as_long_as_it_says(tmp_path: Pa
     assert lengths[1] / lengths[0] == pytest.approx(0.5, abs=0.02)
 
 
+def test_points_of_a_curve_are_drawn_as_lines(tmp_path: Path) -> None:
+    points = [
+        row(provider, time * n, ratio, f"batch={n}")
+        for n in (16, 2)
+        for provider, time, ratio in (("torch", 1e3, ""), ("ours", 5e2, 2.0))
+    ]
+    (axes,) = plot.draw(plot.read(table(tmp_path, *points))).axes
+    assert {line.get_label(): line.get_xydata().tolist() for line in axes.lines} == {
+        "torch": [[2, 2], [16, 16]],
+        "ours": [[2, 1], [16, 8]],
+    }
+    assert axes.get_xlabel() == "batch"
+
+
 def test_what_is_no_such_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InvalidData, match="not a table of these benches"):
