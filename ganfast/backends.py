@@ -116,7 +116,7 @@ TABLE: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "gather_images": {"reference": _reference, "cpp": _host},
     "permuted": {"reference": _reference, "cpp": _host},
     "spectral_norm": _KERNELS,
-    "gradient_penalty": {"reference": _reference},
+    "gradient_penalty": _KERNELS,
     "fuse": {"reference": _reference},
     "frechet_distance": {"reference": _reference},
 }

@@ -32,7 +32,7 @@ aten = torch.ops.aten
 _MAPS = re.compile(r"(?:Adaptive|)(?:Avg|Max)Pool(\d)D\w*|(?:Reflection|Replication)Pad(\d)D|Upsample\D+(\d)D")
 # Operations along the dimensions that they name, and these names.
 _ALONG = {
-    **dict.fromkeys(["Sum", "Mean", "Squeeze", "Unsqueeze", "Cat", "Slice", "Select", "Amax", "Amin"], ("_saved_dim",)),
+    **dict.fromkeys(["Sum", "Mean", "Cat", "Slice", "Select", "Amax", "Amin"], ("_saved_dim",)),
     "Flip": ("_saved_dims",),
     "Transpose": ("_saved_dim0", "_saved_dim1"),
 }

@@ -227,8 +227,7 @@ def value_and_gradient(
         with torch.autocast(point.device.type, enabled=False):
             if learning:
                 try:
-                    parameters = critic.parameters() if isinstance(critic, nn.Module) else ()
-                    return tangent.slope_loss(output, point, loss, (*parameters, *conditions))
+                    return tangent.slope_loss(output, point, loss, _variables(critic, conditions))
                 except tangent.Unreadable:
                     pass
             (g,) = torch.autograd.grad(output.sum(), point, create_graph=learning, materialize_grads=True)
@@ -245,6 +244,13 @@ def _output(critic: Critic, point: Tensor, conditions: Sequence[Tensor]) -> Tens
         watch.remove()
     _check_output(output, point.shape[0])
     return output
+
+
+def _variables(critic: Critic, conditions: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What a tracer stands in for, so that it is no leaf."""
+    if not (torch.compiler.is_compiling() and isinstance(critic, nn.Module)):
+        return ()
+    return *critic.parameters(), *conditions
 
 
 def _as_written() -> contextlib.AbstractContextManager[Any]:

@@ -24,6 +24,7 @@ that is not known counts as a node whose Jacobian may depend on anything. So not
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -55,7 +56,7 @@ DIAGONAL = frozenset(
 # Of these, where the Jacobian jumps.
 KINKED = DIAGONAL - {"NativeDropout", "Neg"}
 # The tangent is in another shape, in the order of memory.
-VIEWS = frozenset(["ReshapeAlias", "UnsafeView", "View"])
+VIEWS = frozenset(["ReshapeAlias", "Squeeze", "UnsafeView", "Unsqueeze", "View"])
 # The Jacobian is piecewise constant, whatever the inputs are.
 CONSTANT = frozenset(
     [
@@ -63,7 +64,7 @@ CONSTANT = frozenset(
         *VIEWS,
         *("Add", "Rsub", "Sub", "Sum", "Mean", "Cat", "Stack", "Clone", "ToCopy", "Where", "MaskedFill"),
         *("Alias", "AsStrided", "Diagonal", "Expand", "Flip", "Permute", "Repeat", "Roll", "Select", "Slice", "Split"),
-        *("SplitWithSizes", "Squeeze", "T", "Transpose", "Unbind", "Unfold", "Unsqueeze"),
+        *("SplitWithSizes", "T", "Transpose", "Unbind", "Unfold"),
         *("Gather", "Index", "IndexSelect"),
         *("Amax", "Amin", "Max", "Maximum", "Min", "Minimum"),
         *("AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AvgPool2D", "AvgPool3D"),
@@ -159,13 +160,13 @@ class Step:
     name: str
     inputs: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def bilinear(self) -> Bilinear | None:
         """Its rule, if it is a product of the data with something else."""
         rule = BILINEAR.get(self.name)
         return rule if rule and sum(i in rule.factors for i in self.inputs) == 1 else None
 
-    @property
+    @functools.cached_property
     def curved(self) -> bool:
         """Whether its Jacobian may depend on its inputs."""
         if self.name == "Div":
@@ -176,8 +177,13 @@ class Step:
 def operation(node: Node) -> str:
     """The forward operation of one of PyTorch's own nodes: Relu for ReluBackward0. Other nodes' whole name."""
     name = str(node.name())
+    return _forward_name(name) if callable(node) else name
+
+
+@functools.cache
+def _forward_name(name: str) -> str:
     own = re.fullmatch(r"(\w+)Backward\d+", name)
-    return own[1] if own and callable(node) else name
+    return own[1] if own else name
 
 
 def steps(output: Tensor, point: Tensor) -> list[Step]:
@@ -247,7 +253,7 @@ def verified(value: Tensor, along: Tensor, g: Tensor, v: Tensor, eps: float) -> 
     """
     # the roundings of the tangents', and where g is nothing but roundings, those of numbers of size one
     near = max(1e-9, min(0.1, 1e4 * eps)) * torch.linalg.vector_norm(g) + 64 * eps * g.numel() ** 0.5
-    off = (along - (v * g).sum()).abs() > near * torch.linalg.vector_norm(v)
+    off = (along - torch.dot(v.flatten(), g.flatten())).abs() > near * torch.linalg.vector_norm(v)
     if value.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.where(off, torch.nan, value)
     if off:
@@ -401,8 +407,9 @@ class _Known(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a penalty's gradient cannot be differentiated: call backward without create_graph")
         if ctx.grads is None:
             raise RuntimeError("a penalty was differentiated a second time: the first backward pass needs retain_graph=True")
         if _kept():

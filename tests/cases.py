@@ -66,6 +66,69 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# ---- batches
+
+
+def _inner_transposed(t: Tensor) -> Tensor:
+    """Sample after sample, the last dimension before the others within each."""
+    return t.movedim(-1, 1).contiguous().movedim(1, -1)
+
+
+BATCH_LAYOUTS = LAYOUTS | {"inner-transposed": _inner_transposed}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples (N, ...)."""
+
+    name: str
+    shape: tuple[int, ...]
+    layout: str = "contiguous"
+    size: float = 1.0  # of its elements
+
+    def __str__(self) -> str:
+        sized = "" if self.size == 1 else f"-{self.size:g}"
+        return f"{self.name}-{'x'.join(map(str, self.shape))}-{self.layout}{sized}"
+
+    def make(self, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+        return BATCH_LAYOUTS[self.layout]((torch.randn(self.shape, generator=generator) * self.size).to(dtype))
+
+
+# One sample, one element, odd sizes, and sizes around those at which a kernel cuts its work or takes elements in packs.
+BATCHES = [
+    Batch("one", (1, 1)),
+    Batch("one sample", (1, 7)),
+    Batch("numbers", (7,)),
+    Batch("numbers", (5000, 1)),
+    Batch("points", (256, 2)),
+    Batch("odd", (17, 129)),
+    Batch("odd", (5, 3, 7, 9)),
+    Batch("packs", (3, 4096)),
+    Batch("packs and one", (3, 4097)),
+    Batch("packs and seven", (2, 2055)),
+    Batch("images", (64, 3, 32, 32)),
+    Batch("images", (8, 3, 64, 64), "channels-last"),
+    Batch("a task", (3, 2**15)),
+    Batch("a task and one", (3, 2**15 + 1)),
+    Batch("large", (2, 100003)),
+    Batch("large", (1, 2**20)),
+    Batch("videos", (3, 2, 3, 4, 5)),
+]
+LAID_OUT_BATCHES = [
+    Batch(name, shape, layout)
+    for name, shape in (("rows", (11, 13)), ("sounds", (6, 5, 3)), ("images", (10, 7, 3, 5)), ("videos", (4, 3, 2, 3, 2)))
+    for layout in BATCH_LAYOUTS
+    if len(shape) > 2 or layout not in ("channels-last", "cropped", "inner-transposed")
+] + [Batch("large", (3, 5, 100, 77), layout) for layout in ("channels-last", "transposed", "inner-transposed")]
+EMPTY_BATCHES = [Batch("no elements", (3, 0)), Batch("no elements", (2, 3, 0, 2)), Batch("no elements", (1, 0, 5))]
+# Squares that leave float32 at either end, and lengths whose inverse does.
+SIZED_BATCHES = [
+    Batch("sized", shape, size=size)
+    for shape in ((3, 5), (4, 3, 8, 8), (2, 40000))
+    for size in (1e-42, 1e-39, 1e-30, 1e-20, 1e18, 1e25, 1e34)
+]
+
+
 # ---- weights
 
 

@@ -28,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "csrc" / "resources.csv"
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+TRITON_SOURCES = sorted((ROOT / "kernels").glob("[!_]*.py"))
 ARCHITECTURES = {"sm_80": 80, "sm_90a": 90}  # nvcc's names and Triton's
 
 
@@ -142,29 +143,40 @@ def triton_module(stem: str) -> ModuleType:
     return module
 
 
+def triton_kernels() -> list[Any]:
+    from triton import JITFunction
+
+    modules = [triton_module(path.stem) for path in TRITON_SOURCES]
+    found = [vars(module).items() for module in modules]
+    return [kernel for names in found for name, kernel in names if isinstance(kernel, JITFunction) and name[0] != "_"]
+
+
 def specialisations(kernel: Any) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
-    """A name, the types of the arguments and the constants, for each way in which the ops launch a kernel of spectral norm."""
+    """A name, the types of the arguments and the constants, for each way in which the ops launch a kernel."""
     import triton.language as tl
 
     wide_of = {tl.float32: tl.float32, tl.float64: tl.float64, tl.bfloat16: tl.float32, tl.float16: tl.float32}
     pairs = [(s, o) for s in wide_of for o in wide_of if wide_of[s] == wide_of[o]]
     constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]
+    seen: list[tuple[dict[str, str], dict[str, Any]]] = []
     for dtype, other in pairs:
-        if ("OTHER" not in constants and other != dtype) or ("DTYPE" not in constants and dtype != wide_of[dtype]):
-            continue
         wide = wide_of[dtype]
+        promoted = dtype if dtype == other else wide
         chosen = {"DTYPE": dtype, "OTHER": other, "WIDE": wide, "OF_U": True, "FACTOR": 2, "BEFORE": 1, "AFTER": 3}
+        chosen |= {"STACKED": True, "ONE_SIDED": True, "LARGEST": 3e38}
+        types = {"table_ptr": "*i64", "sigmas_ptr": f"*{wide}", "eps": "fp32"}
+        types |= {name: "*fp64" for name in ("parts_ptr", "inner_products_ptr", "costs_ptr")}
+        types |= {"real_ptr": f"*{dtype}", "fake_ptr": f"*{other}", "alpha_ptr": f"*{wide}", "out_ptr": f"*{promoted}"}
+        types |= {"g_ptr": f"*{dtype}", "v_ptr": f"*{dtype}", "penalty_ptr": f"*{wide}"}
+        types |= {"length": "i32", "count": "i32", "target": "i64", "scale": "i64"}
         values = {name: chosen[name] for name in constants}
-        pointers = {
-            "table_ptr": "*i64",
-            "sigmas_ptr": f"*{wide}",
-            "parts_ptr": "*fp64",
-            "inner_products_ptr": "*fp64",
-            "eps": "fp32",
-        }
-        signature = {name: "constexpr" if name in constants else pointers[name] for name in kernel.arg_names}
-        types = ", ".join(str(values[name]) for name in ("DTYPE", "OTHER", "WIDE") if name in values)
-        yield f"{kernel.__name__}<{types}>", signature, values
+        signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+        if (signature, values) in seen:
+            continue
+        seen.append((signature, values))
+        named = [types[name][1:] for name in ("real_ptr", "fake_ptr", "g_ptr", "penalty_ptr") if name in signature]
+        named += [str(values[name]) for name in ("DTYPE", "OTHER", "WIDE") if name in values]
+        yield f"{kernel.__name__}<{', '.join(named)}>", signature, values
 
 
 def compile_triton() -> list[Row]:
@@ -174,12 +186,8 @@ def compile_triton() -> list[Row]:
     from triton.compiler import ASTSource
 
     assert os.environ.get("TRITON_INTERPRET") != "1", "the interpreter compiles nothing"
-    module = triton_module("spectral_norm")
-    kernels = [
-        getattr(module, name) for name in ("product", "direction", "projection", "division", "inner_product", "weight_gradient")
-    ]
     compiler, rows = f"triton {importlib.metadata.version('triton')}", []
-    for kernel in kernels:
+    for kernel in triton_kernels():
         for name, signature, constants in specialisations(kernel):
             for architecture, number in ARCHITECTURES.items():
                 with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(io.StringIO()) as said:

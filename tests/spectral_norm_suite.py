@@ -1,29 +1,21 @@
-"""The parity tests of spectral norm for a process of its own: with a sanitizer preloaded, or with Triton's interpreter.
-
-    python tests/spectral_norm_suite.py emulated LIBRARY     the CUDA kernels' bodies, compiled for the CPU
-    python tests/spectral_norm_suite.py interpreted          the Triton kernels
-
-One line of JSON a case: its name, and what went wrong or nothing. tests/elsewhere.py reads them.
-"""
+"""The parity tests of spectral norm for a process of its own; tests/elsewhere.py runs them."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from functools import partial
 
 import spectral_norm_checks as checks
 import torch
 from cases import DCGAN64, DTYPES, EMPTY, LAID_OUT, LAYOUTS, RESNET32_CRITIC, SHAPES, SIZED, Weight, poisoned
-from kernel_resources import triton_module
 
 from ganfast.ops.spectral_norm import power_iteration, spectral_norm, spectral_norm_backward
 
 EPS = 1e-12
+OPS = ("power_iteration", "spectral_norm", "spectral_norm_backward")
 
 
 def fresh() -> torch.Generator:
@@ -149,24 +141,3 @@ def suite(backend: str) -> dict[str, Callable[[], None]]:
         cases["dcgan64"] = partial(one_network, DCGAN64, torch.bfloat16)
         cases["any order of the threads"] = the_same_bits_in_any_order_of_the_threads
     return cases
-
-
-def main(backend: str, library: str = "") -> None:
-    override = torch.library.Library("ganfast", "IMPL")
-    if backend == "emulated":
-        torch.ops.load_library(library)
-    else:
-        kernels = triton_module("spectral_norm")
-        for op in ("power_iteration", "spectral_norm", "spectral_norm_backward"):
-            override.impl(op, getattr(kernels, op), "CPU")
-    for name, check in suite(backend).items():
-        try:
-            check()
-            wrong = ""
-        except Exception:
-            wrong = traceback.format_exc()
-        print(json.dumps({"case": name, "wrong": wrong}), flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -221,6 +221,12 @@ def test_a_graph_that_is_kept_can_go_backward_again_and_one_that_is_not_says_so(
         torch.autograd.grad(penalty, critic[0].weight)
 
 
+def test_a_second_derivative_is_refused_and_not_silently_zero() -> None:
+    critic, real, fake = smooth_critic(), images(1), images(2)
+    with pytest.raises(RuntimeError, match="cannot be differentiated: call backward without create_graph"):
+        gradient_penalty(critic, real, fake).backward(create_graph=True)
+
+
 class Conditional(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -22,6 +22,12 @@ LAYOUTS = {"": torch.contiguous_format, " channels-last": torch.channels_last}
 
 
 def cases(device: torch.device) -> Iterator[Case]:
+    torch.manual_seed(0)
+    points = torch.randn(128, 2, device=device), torch.randn(128, 2, device=device), torch.rand(128, device=device)
+    losses = {"torch": double_backward, "ganfast": gradient_penalty}
+    compiled = {"ganfast compiled": torch.compile(gradient_penalty, dynamic=False)}
+    small = pair("mlp", SampleShape(2, 0), latent_dim=2, width=128)[1].to(device)
+    yield case("gradient_penalty", "mlp on points batch 128 float32", losses | compiled, small, points)
     for dtype in (torch.float32, torch.bfloat16):
         for name, (architecture, size) in CRITICS.items():
             for batch in (32, 64):
@@ -46,7 +52,7 @@ def case(
     providers = {}
     for suffix, layout in LAYOUTS.items():
         laid_out = copy.deepcopy(critic).to(memory_format=layout)  # type: ignore[call-overload]
-        real, fake = (data.to(memory_format=layout) for data in given[:2])
+        real, fake = (data.to(memory_format=layout) if data.dim() == 4 else data for data in given[:2])
         for provider, loss in losses.items():
             providers[provider + suffix] = step(loss, laid_out, real, fake, given[2], dtype)
     stock = tuple(provider for provider in providers if provider.startswith("torch"))
@@ -60,7 +66,7 @@ def images(batch: int, size: int, device: torch.device) -> tuple[Tensor, Tensor,
 
 
 def double_backward(critic: nn.Module, real: Tensor, fake: Tensor, *, alpha: Tensor) -> Tensor:
-    point = torch.lerp(fake, real, alpha.view(-1, 1, 1, 1)).requires_grad_()
+    point = torch.lerp(fake, real, alpha.view(-1, *[1] * (real.dim() - 1))).requires_grad_()
     (grad,) = torch.autograd.grad(critic(point).sum(), point, create_graph=True)
     return 10 * (grad.float().flatten(1).norm(dim=1) - 1).square().mean()
 

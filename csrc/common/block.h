@@ -14,13 +14,14 @@
 #if defined(__CUDACC__)
 #define GANFAST_DEVICE __device__
 #define GANFAST_SHARED(T, name, count) __shared__ T name[count]
-#define GANFAST_UNROLL _Pragma("unroll 8")
+#define GANFAST_PRAGMA(text) _Pragma(#text)
+#define GANFAST_UNROLL(times) GANFAST_PRAGMA(unroll times)
 #else
 #define GANFAST_DEVICE
 #define GANFAST_SHARED(T, name, count) \
     T name[count];                     \
     std::memset(name, 0xff, sizeof name)
-#define GANFAST_UNROLL
+#define GANFAST_UNROLL(times)
 #endif
 
 namespace ganfast {
@@ -66,6 +67,18 @@ GANFAST_DEVICE inline void sum_over_threads(T* sums) {
             for (int k = 0; k < K; ++k) sums[k * THREADS + thread] += sums[k * THREADS + thread + half];
         });
     }
+}
+
+// sum over i of term(i), in double, given to every thread; `scratch` has room for one number a thread
+template <int THREADS, typename F>
+GANFAST_DEVICE inline double sum_over_elements(int64_t length, double* scratch, const F& term) {
+    phase<THREADS>([&](int thread) {
+        double sum = 0;
+        for (int64_t i = thread; i < length; i += THREADS) sum += term(i);
+        scratch[thread] = sum;
+    });
+    sum_over_threads<THREADS, 1>(scratch);
+    return scratch[0];
 }
 
 }  // namespace ganfast

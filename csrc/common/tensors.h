@@ -3,20 +3,25 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
+#include "scalar.h"
 #include "weight_view.h"
 
 namespace ganfast {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Extents = torch::headeronly::IntHeaderOnlyArrayRef;  // sizes, or strides
 using Tensors = std::vector<Tensor>;
 
 template <typename T>
@@ -51,18 +56,22 @@ inline bool is_channels_last(const Tensor& tensor) {
     return next(0);
 }
 
-// Uninitialised, with the strides that PyTorch's empty_like gives, which are what the shape functions promise. In the two usual
-// layouts by the shim's own call, past the dispatcher.
+// Uninitialised, on the device of `near`, by the shim's own call: past the dispatcher.
+inline Tensor empty_strided(Extents sizes, Extents strides, ScalarType type, const Tensor& near) {
+    int32_t device_type, device_index;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(near.get(), &device_type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(near.get(), &device_index));
+    const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+    AtenTensorHandle made;
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype, device_type, device_index, &made));
+    return Tensor(made);
+}
+
+// Uninitialised, with the strides that PyTorch's empty_like gives, which are what the shape functions promise.
 inline Tensor empty_as(const Tensor& tensor, ScalarType type) {
     if (tensor.is_contiguous() || is_channels_last(tensor)) {
-        int32_t device_type, device_index;
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &device_type));
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(tensor.get(), &device_index));
-        const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
-        AtenTensorHandle made;
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(tensor.dim(), tensor.sizes().data(), tensor.strides().data(),
-                                                               dtype, device_type, device_index, &made));
-        return Tensor(made);
+        return empty_strided(tensor.sizes(), tensor.strides(), type, tensor);
     }
     const StableIValue none = torch::stable::detail::from(std::nullopt);
     std::array<StableIValue, 6> stack{torch::stable::detail::from(tensor),
@@ -84,6 +93,48 @@ inline Tensor as_laid_out(const Tensor& tensor, const Tensor& model) {
     if (same) return tensor;
     Tensor copied = empty_as(model, tensor.scalar_type());
     return torch::stable::copy_(copied, tensor);
+}
+
+inline void expect_on_device_of(const Tensor& tensor, const Tensors& others) {
+    for (const Tensor& other : others) {
+        STD_TORCH_CHECK(other.get_device_index() == tensor.get_device_index(), "expected all tensors on one device");
+    }
+}
+
+// ---- types
+
+template <typename T>
+constexpr ScalarType TYPE = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+// The type in which a tensor is read or written beside others that are computed with in `wide`: its own, unless one of the two is
+// float64 and the other is not.
+inline ScalarType beside(ScalarType type, ScalarType wide) {
+    return (type == ScalarType::Double) == (wide == ScalarType::Double) ? type : wide;
+}
+
+// body(S()) for the type S of a tensor's elements
+template <typename F>
+void with_type(ScalarType type, const F& body) {
+    if (type == ScalarType::Float) return body(float());
+    if (type == ScalarType::Double) return body(double());
+    if (type == ScalarType::BFloat16) return body(torch::headeronly::BFloat16());
+    STD_TORCH_CHECK(type == ScalarType::Half, "expected tensors in float32, float64, bfloat16 or float16");
+    body(torch::headeronly::Half());
+}
+
+// The same for a type beside T, of which the other ones are not compiled.
+template <typename T, typename F>
+void with_type_beside(ScalarType type, const F& body) {
+    with_type(type, [&](auto s) {
+        constexpr bool FIT = std::is_same_v<Wide<decltype(s)>, T>;  // named: g++ 12 takes it for false within the condition
+        if constexpr (FIT) body(s);
+    });
+}
+
+// body(S(), O()) for two types beside the same one, and so both float64 or neither
+template <typename F>
+void with_types(ScalarType type, ScalarType other, const F& body) {
+    with_type(type, [&](auto s) { with_type_beside<Wide<decltype(s)>>(other, [&](auto o) { body(s, o); }); });
 }
 
 // ---- weights
@@ -140,12 +191,6 @@ inline ScalarType wide_type(const Tensor& u, const Tensor& v) {
     STD_TORCH_CHECK((type == ScalarType::Float || type == ScalarType::Double) && v.scalar_type() == type,
                     "expected u and v both in float32 or both in float64");
     return type;
-}
-
-// The type in which a weight, a normalised one or a gradient is read and written: its own, unless u, v and sigma are in float64
-// and it is not, or the reverse.
-inline ScalarType beside(ScalarType type, ScalarType wide) {
-    return (type == ScalarType::Double) == (wide == ScalarType::Double) ? type : wide;
 }
 
 // The one type of the gradients, one for each weight.

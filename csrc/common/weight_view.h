@@ -3,11 +3,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define GANFAST_HOST_DEVICE __host__ __device__
-#else
-#define GANFAST_HOST_DEVICE
-#endif
+#include "scalar.h"
 
 namespace ganfast {
 

@@ -13,6 +13,20 @@
 
 namespace ganfast {
 
+constexpr int64_t TASK = 1 << 15;  // elements a task reads: 128 KB of float32
+
+// A range in tasks of equal size.
+struct Cut {
+    int64_t extent, step;
+
+    Cut(int64_t extent, int64_t elements_each, int64_t least)
+        : extent(extent), step(std::max(least, TASK / std::max<int64_t>(1, elements_each))) {}
+
+    int64_t tasks() const { return (extent + step - 1) / step; }
+    int64_t begin(int64_t task) const { return task * step; }
+    int64_t end(int64_t task) const { return std::min(extent, (task + 1) * step); }
+};
+
 // Tasks that may run at once, and what follows when all of them are done.
 struct Step {
     int64_t tasks;

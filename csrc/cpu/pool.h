@@ -66,14 +66,20 @@ private:
     }();
 };
 
-// Like empty_as, with large tensors' memory from the pool.
-inline Tensor pooled_as(const Tensor& tensor, ScalarType type) {
-    constexpr size_t LARGE = 1 << 16;  // smaller blocks stay in glibc's heap anyway
-    const size_t each = type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
-    const size_t bytes = static_cast<size_t>(tensor.numel()) * each;
-    if (bytes < LARGE || !(tensor.is_contiguous() || is_channels_last(tensor))) return empty_as(tensor, type);
-    return torch::stable::from_blob(Pool::shared().take(bytes), tensor.sizes(), tensor.strides(), tensor.device(), type,
+// Like empty_strided, with large tensors' memory from the pool. The strides leave no gaps.
+inline Tensor pooled_strided(Extents sizes, Extents strides, ScalarType type, const Tensor& near) {
+    constexpr int64_t LARGE = 1 << 16;  // smaller blocks stay in glibc's heap anyway
+    int64_t bytes = type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+    for (const int64_t size : sizes) bytes *= size;
+    if (bytes < LARGE) return empty_strided(sizes, strides, type, near);
+    return torch::stable::from_blob(Pool::shared().take(bytes), sizes, strides, near.device(), type,
                                     [](void* data) { Pool::shared().give(data); });
+}
+
+// Like empty_as, the same.
+inline Tensor pooled_as(const Tensor& tensor, ScalarType type) {
+    if (!(tensor.is_contiguous() || is_channels_last(tensor))) return empty_as(tensor, type);
+    return pooled_strided(tensor.sizes(), tensor.strides(), type, tensor);
 }
 
 }  // namespace ganfast

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../common/slope.h"
+
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__gnu_linux__)
 #define GANFAST_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -53,10 +55,10 @@ GANFAST_SIMD void add(const T* a, O* out, int64_t n) {
 }
 
 // out = a * factor
-template <typename O, typename T>
-GANFAST_SIMD void scale(const T* a, T factor, O* out, int64_t n) {
+template <typename O, typename S, typename T>
+GANFAST_SIMD void scale(const S* a, T factor, O* out, int64_t n) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<O>(a[i] * factor);
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<O>(static_cast<T>(a[i]) * factor);
 }
 
 // out = a * factor - b * c
@@ -64,6 +66,26 @@ template <typename T, typename G>
 GANFAST_SIMD void scale_and_subtract(const G* a, T factor, const T* b, T c, T* out, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) out[i] = static_cast<T>(a[i]) * factor - b[i] * c;
+}
+
+// out = fake + alpha (real - fake)
+template <typename O, typename R, typename F, typename T>
+GANFAST_SIMD void mix(const R* real, const F* fake, T alpha, O* out, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<O>(mixed(static_cast<T>(real[i]), static_cast<T>(fake[i]), alpha));
+}
+
+// out = real, out[stack] = fake, out[2 stack] = fake + alpha (real - fake), in one reading
+template <typename O, typename R, typename F, typename T>
+GANFAST_SIMD void mix_and_copy(const R* real, const F* fake, T alpha, O* out, int64_t stack, int64_t n) {
+    O *second = out + stack, *third = second + stack;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+        const T r = static_cast<T>(real[i]), f = static_cast<T>(fake[i]);
+        out[i] = static_cast<O>(r);
+        second[i] = static_cast<O>(f);
+        third[i] = static_cast<O>(mixed(r, f, alpha));
+    }
 }
 
 }  // namespace ganfast

@@ -14,9 +14,6 @@
 #include <utility>
 #include <vector>
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include "../common/tensors.h"
 #include "../common/weight_view.h"
 #include "parallel.h"
@@ -26,25 +23,9 @@
 namespace ganfast {
 namespace {
 
-constexpr int64_t TASK = 1 << 15;      // elements a task reads: 128 KB of float32
 constexpr int64_t WIDTH = 1 << 9;      // columns whose sums a task keeps in the first-level cache
 constexpr int64_t STRETCH = 1 << 12;   // terms that are summed in the weights' type
 constexpr int64_t LONG_ROW = 1 << 14;  // elements of a row that a second reading no longer finds in a near cache
-
-// A range in tasks of equal size.
-struct Cut {
-    int64_t extent, step;
-
-    Cut(int64_t extent, int64_t elements_each, int64_t least)
-        : extent(extent), step(std::max(least, TASK / std::max<int64_t>(1, elements_each))) {}
-
-    int64_t tasks() const { return (extent + step - 1) / step; }
-    int64_t begin(int64_t task) const { return task * step; }
-    int64_t end(int64_t task) const { return std::min(extent, (task + 1) * step); }
-};
-
-template <typename T>
-constexpr ScalarType TYPE = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
 // body(T()) for the type T of u, v, sigma and the sums
 template <typename F>
@@ -248,17 +229,6 @@ std::tuple<Tensor, Tensor, Tensor> power_iteration(const Tensors& weights, const
     });
 }
 
-// body(O()) for the type O of normalised weights, or of gradients by them, beside T
-template <typename T, typename F>
-void with_type(ScalarType type, const F& body) {
-    if (type == TYPE<T>) return body(T());
-    if constexpr (std::is_same_v<T, float>) {
-        if (type == ScalarType::BFloat16) return body(torch::headeronly::BFloat16());
-        if (type == ScalarType::Half) return body(torch::headeronly::Half());
-    }
-    STD_TORCH_CHECK(false, "expected weights and gradients in float32, float64, bfloat16 or float16");
-}
-
 std::tuple<Tensors, Tensor, Tensor, Tensor> spectral_norm(const Tensors& weights, const Tensor& u, const Tensor& v,
                                                           const std::vector<int64_t>& dims, int64_t n_iterations, double eps,
                                                           std::optional<ScalarType> dtype) {
@@ -268,8 +238,9 @@ std::tuple<Tensors, Tensor, Tensor, Tensor> spectral_norm(const Tensors& weights
         const ScalarType out = dtype.value_or(weights.empty() ? TYPE<T> : weights[0].scalar_type());
         const auto divide = [&](size_t i, Iteration<T>& iteration, Chain& chain) {
             normalised.push_back(pooled_as(iteration.matrix.weight, beside(out, TYPE<T>)));
-            with_type<T>(normalised[i].scalar_type(),
-                         [&](auto type) { chain.push_back(iteration.division(mutable_data_of<decltype(type)>(normalised[i]))); });
+            with_type_beside<T>(normalised[i].scalar_type(), [&](auto type) {
+                chain.push_back(iteration.division(mutable_data_of<decltype(type)>(normalised[i])));
+            });
         };
         const auto [new_u, new_v, sigmas] = iterate<T>(weights, u, v, dims, n_iterations, eps, divide);
         for (size_t i = 0; i < weights.size(); ++i) normalised[i] = as_laid_out(converted(normalised[i], out), weights[i]);
@@ -350,7 +321,7 @@ Tensors spectral_norm_backward(const Tensors& grads, const Tensors& weights, con
                         weights.size(), " sigmas of u's dtype");
         const Tensor old_u = as_contiguous(u), old_v = as_contiguous(v), divisors = as_contiguous(sigmas);
         Tensors laid_out, outputs;
-        with_type<T>(type, [&](auto other) {
+        with_type_beside<T>(type, [&](auto other) {
             using G = decltype(other);
             std::vector<Gradient<T, G>> gradients;
             gradients.reserve(grads.size());  // the steps hold addresses

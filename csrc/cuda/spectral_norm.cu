@@ -2,12 +2,9 @@
 //
 // For a group of up to 24 weights: four launches an iteration, one for the division, two for its gradient.
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <optional>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "../common/tensors.h"
@@ -16,38 +13,6 @@
 
 namespace ganfast {
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-// body(S()) for the type S of weights, normalised weights or gradients
-template <typename F>
-void with_type(ScalarType type, const F& body) {
-    if (type == ScalarType::Float) return body(float());
-    if (type == ScalarType::Double) return body(double());
-    if (type == ScalarType::BFloat16) return body(BFloat16());
-    STD_TORCH_CHECK(type == ScalarType::Half, "expected weights and gradients in float32, float64, bfloat16 or float16");
-    body(Half());
-}
-
-// body(S(), O()) for two types beside the same one, and so both float64 or neither
-template <typename F>
-void with_types(ScalarType type, ScalarType other, const F& body) {
-    with_type(type, [&](auto s) {
-        with_type(other, [&](auto o) {
-            using S = decltype(s);
-            using O = decltype(o);
-            constexpr bool FIT = std::is_same_v<Wide<S>, Wide<O>>;  // named: g++ 12 takes it for false within the condition
-            if constexpr (FIT) body(s, o);
-        });
-    });
-}
-
-void expect_on_device_of(const Tensor& u, const Tensors& tensors) {
-    for (const Tensor& tensor : tensors) {
-        STD_TORCH_CHECK(tensor.get_device_index() == u.get_device_index(), "expected all tensors on one device");
-    }
-}
 
 // The weights and their vectors where the kernels can read them.
 struct Matrices {

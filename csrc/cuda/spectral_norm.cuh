@@ -9,19 +9,12 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "../common/block.h"
+#include "../common/scalar.h"
 #include "../common/weight_view.h"
 
 namespace ganfast {
-
-template <typename S>
-using Wide = std::conditional_t<std::is_same_v<S, double>, double, float>;
-
-GANFAST_HOST_DEVICE inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-GANFAST_HOST_DEVICE inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
-GANFAST_HOST_DEVICE inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ---- tiles
 
@@ -112,18 +105,6 @@ struct Group {
     GANFAST_DEVICE int64_t index(const Record& record) const { return &record - weights; }
 };
 
-// sum over i of product(i), in double, given to every thread; `scratch` has room for one number a thread
-template <int N, typename F>
-GANFAST_DEVICE inline double sum_over_elements(int64_t length, double* scratch, const F& product) {
-    phase<N>([&](int thread) {
-        double sum = 0;
-        for (int64_t i = thread; i < length; i += N) sum += product(i);
-        scratch[thread] = sum;
-    });
-    sum_over_threads<N, 1>(scratch);
-    return scratch[0];
-}
-
 // ---- the power iteration
 
 // The product that is to be u or v, as its parts, in the order of memory.
@@ -142,7 +123,7 @@ struct Sums {
 
     GANFAST_DEVICE T operator[](int64_t i) const {
         T sum = 0;
-        GANFAST_UNROLL
+        GANFAST_UNROLL(8)
         for (int64_t s = 0; s < splits; ++s) sum += parts[s * length + i];
         return sum;
     }
@@ -184,12 +165,12 @@ struct Product {
             for (int64_t j = part.begin + thread; j < part.end; j += BLOCK) {
                 const T factor = y[view.logical(j)];
                 const S* column = w + view.offset(j) + part.row * view.columns;
-                GANFAST_UNROLL
+                GANFAST_UNROLL(8)
                 for (int r = 0; r < ROWS; ++r) {
                     if (part.row + r < part.row_end) sum[r] += static_cast<T>(column[r * view.columns]) * factor;
                 }
             }
-            GANFAST_UNROLL
+            GANFAST_UNROLL(8)
             for (int r = 0; r < ROWS; ++r) sums[r * BLOCK + thread] = sum[r];
         });
         sum_over_threads<BLOCK, ROWS>(sums);
@@ -214,7 +195,7 @@ struct Product {
                 const int64_t j = part.begin + thread;
                 if (j >= part.end) return;
                 const S* column = w + view.offset(j) + row * view.columns;
-                GANFAST_UNROLL
+                GANFAST_UNROLL(8)
                 for (int r = 0; r < rows; ++r) sum[thread] += static_cast<T>(column[r * view.columns]) * factors[r];
             });
         }
@@ -300,7 +281,7 @@ struct Division {
         const S* __restrict__ w = static_cast<const S*>(weight.weight);
         O* __restrict__ out = static_cast<O*>(weight.out);
         phase<BLOCK>([&](int thread) {
-            GANFAST_UNROLL
+            GANFAST_UNROLL(8)
             for (int64_t e = part.begin + thread; e < part.end; e += BLOCK) out[e] = static_cast<O>(static_cast<T>(w[e]) / scale);
         });
     }
@@ -323,7 +304,7 @@ struct InnerProduct {
         const O* __restrict__ g = static_cast<const O*>(weight.grad);
         phase<BLOCK>([&](int thread) {
             T sum = 0;
-            GANFAST_UNROLL
+            GANFAST_UNROLL(8)
             for (int64_t e = part.begin + thread; e < part.end; e += BLOCK) sum += static_cast<T>(w[e]) * static_cast<T>(g[e]);
             sums[thread] = sum;
         });
@@ -362,7 +343,7 @@ struct WeightGradient {
             for (int64_t j = part.begin + thread; j < part.end; j += BLOCK) {
                 const T factor = c * y[view.logical(j)];
                 const int64_t first = view.offset(j);
-                GANFAST_UNROLL
+                GANFAST_UNROLL(8)
                 for (int r = 0; r < ROWS; ++r) {
                     if (part.row + r >= part.row_end) continue;
                     const int64_t at = first + (part.row + r) * view.columns;

@@ -5,8 +5,9 @@ r"""What a gradient penalty does around its critic (Gulrajani et al. 2017, equat
     x^_i = fake_i + alpha_i (real_i - fake_i)
 
 and, where ``stacked``, puts real, fake and x^ in one batch (3N, ...), which is what a critic's step looks at. The mix is made in
-float32 (float64 for float64): bfloat16 has 256 values of alpha between a half and one. The result has the type that real and fake
-promote to, and real's layout in memory (channels last stays so); where stacked, it is channels last or contiguous.
+float32 (float64 for float64): bfloat16 has 256 values of alpha between a half and one. It starts from the nearer end, as
+torch.lerp does, so that alpha = 0 and alpha = 1 give the ends themselves. The result has the type that real and fake promote to,
+and real's layout in memory (channels last stays so); where stacked, it is channels last or contiguous.
 
 :func:`slope_penalty` takes g (N, ...), the critic's gradient by each sample, over all of whose dimensions a slope is the length:
 
@@ -36,15 +37,16 @@ from ganfast.ops.library import Differentiable, below_autograd, register
 
 def interpolate_reference(real: Tensor, fake: Tensor, alpha: Tensor, stacked: bool) -> Tensor:
     """Points between real and fake (N, ...) at alpha (N,); or ``[real; fake; points]``."""
-    if real.shape != fake.shape or alpha.shape != real.shape[:1]:
+    if real.dim() == 0 or real.shape != fake.shape or alpha.shape != real.shape[:1]:
         shapes = ", ".join(str(tuple(x.shape)) for x in (real, fake, alpha))
         raise ValueError(f"expected real and fake of one shape (N, ...) and alpha (N,), got {shapes}")
     out = _interpolate_fake(real, fake, alpha, stacked)
     n, wide = real.shape[0], torch.promote_types(out.dtype, torch.float32)
-    mixed = torch.lerp(fake.to(wide), real.to(wide), alpha.to(wide).view(n, *[1] * (real.dim() - 1)))
-    if stacked:
-        out[:n], out[n : 2 * n] = real, fake
-    out[2 * n if stacked else 0 :] = mixed
+    with torch.no_grad():
+        mixed = torch.lerp(fake.to(wide), real.to(wide), alpha.to(wide).reshape(n, *[1] * (real.dim() - 1)))
+        if stacked:
+            out[:n], out[n : 2 * n] = real, fake
+        out[2 * n if stacked else 0 :] = mixed
     return out
 
 
@@ -69,8 +71,8 @@ def slope_penalty_reference(g: Tensor, target: float, weight: float, one_sided: 
         excess = excess.relu()
     penalty = excess.square().sum() * (weight / n)
     factor = torch.where(length == 0, 0.0, excess / length) * (2 * weight / n)
-    v = torch.empty_like(g).copy_(g.to(wide) * factor.to(wide).view(n, *[1] * (g.dim() - 1)))
-    return penalty.to(wide), v
+    scaled = g.double() * factor.view(n, *[1] * (g.dim() - 1))  # 1 / n_i may have no place in float32 where v_i has one
+    return penalty.to(wide), torch.empty_like(g).copy_(scaled)
 
 
 def _slope_penalty_plain(g: Tensor, target: float, weight: float, one_sided: bool) -> tuple[Tensor, Tensor]:
@@ -93,10 +95,12 @@ class _SlopePenalty(torch.autograd.Function):
         return penalty, v
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("slope_penalty cannot be differentiated twice: call backward without create_graph")
         (v,) = ctx.saved_tensors
-        return v * upstream.to(v.dtype), None, None, None
+        grad = (v.to(upstream.dtype) * upstream).to(v.dtype)  # a loss scale of 2^16 is none of float16's numbers
+        return grad, None, None, None
 
 
 interpolate = register(

@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import math
 
+import gradient_penalty_checks
 import pytest
 import torch
-from cases import DCGAN64, DTYPES, EMPTY, LAID_OUT, RESNET32_CRITIC, SHAPES, SIZED, Weight
+from cases import (
+    BATCHES,
+    DCGAN64,
+    DTYPES,
+    EMPTY,
+    EMPTY_BATCHES,
+    LAID_OUT,
+    LAID_OUT_BATCHES,
+    RESNET32_CRITIC,
+    SHAPES,
+    SIZED,
+    SIZED_BATCHES,
+    Batch,
+    Weight,
+)
 from spectral_norm_checks import (
     EPS,
     REFUSED,
@@ -18,6 +33,7 @@ from spectral_norm_checks import (
     make,
 )
 
+from ganfast.ops.gradient_penalty import interpolate, slope_penalty
 from ganfast.ops.spectral_norm import spectral_norm, spectral_norm_backward
 
 pytestmark = pytest.mark.tier(5)
@@ -25,6 +41,9 @@ pytestmark = pytest.mark.tier(5)
 CASES = [*SHAPES, *LAID_OUT, *EMPTY]
 SMALL = [case for case in CASES if math.prod(case.shape) < 2**12]  # what compute-sanitizer gets through
 LARGE = [case for case in CASES if case not in SMALL]
+
+
+# ---- spectral norm
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -83,6 +102,75 @@ def test_a_captured_iteration_follows_the_weights(generator: torch.Generator) ->
         captured = step()
     for weight in weights:
         weight.mul_(3).add_(0.1)
+    graph.replay()
+    for found, expected in zip(captured, step(), strict=True):
+        assert torch.equal(found, expected)  # one order of sums, whatever launches it
+
+
+# ---- gradient penalty
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [*BATCHES, *LAID_OUT_BATCHES, *EMPTY_BATCHES], ids=str)
+def test_gradient_penalty(case: Batch, dtype: torch.dtype, generator: torch.Generator) -> None:
+    gradient_penalty_checks.check(case, dtype, generator, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", SIZED_BATCHES, ids=str)
+def test_slopes_of_any_size(case: Batch, dtype: torch.dtype, generator: torch.Generator) -> None:
+    gradient_penalty_checks.check(case, dtype, generator, "cuda")
+
+
+def test_real_and_fake_in_any_layouts_and_types(generator: torch.Generator) -> None:
+    gradient_penalty_checks.check_any_pair_of_layouts(generator, "cuda")
+    gradient_penalty_checks.check_any_mix_of_types(generator, "cuda")
+    gradient_penalty_checks.check_strided_alpha(generator, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_slopes_of_zero(dtype: torch.dtype, generator: torch.Generator) -> None:
+    gradient_penalty_checks.check_zero_slopes(dtype, generator, "cuda")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("case", [Batch("odd", (6, 9)), Batch("images", (3, 3, 32, 32))], ids=str)
+def test_slopes_that_are_no_numbers(case: Batch, value: float, generator: torch.Generator) -> None:
+    gradient_penalty_checks.check_nan_and_inf(case, value, torch.float32, generator, "cuda")
+
+
+@pytest.mark.parametrize("name", gradient_penalty_checks.REFUSED)
+def test_batches_that_do_not_fit_are_refused(name: str) -> None:
+    gradient_penalty_checks.check_refusal(name, "cuda")
+
+
+def test_real_fake_and_alpha_are_on_one_device() -> None:
+    here, there = torch.ones(3, 2), torch.ones(3, 2, device="cuda")
+    for arguments in ((there, here, there[:, 0]), (there, there, here[:, 0])):
+        with pytest.raises((RuntimeError, ValueError), match="one device"):
+            interpolate(*arguments, False)
+
+
+def test_a_captured_penalty_follows_its_data(generator: torch.Generator) -> None:
+    """Captured once and replayed after the data have changed: nothing waits for the host."""
+    case = Batch("images", (16, 3, 32, 32))
+    real, fake = (case.make(torch.float32, generator).cuda() for _ in range(2))
+    alpha = gradient_penalty_checks.alphas(16, generator).cuda()
+
+    def step() -> list[torch.Tensor]:
+        mixtures = [interpolate(real, fake, alpha, stacked) for stacked in (False, True)]
+        return [*mixtures, *slope_penalty(mixtures[0], 1.0, 10.0, False)]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for batch in (real, fake):
+        batch.mul_(3).add_(0.1)
+    alpha.copy_(1 - alpha)
     graph.replay()
     for found, expected in zip(captured, step(), strict=True):
         assert torch.equal(found, expected)  # one order of sums, whatever launches it

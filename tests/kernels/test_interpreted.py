@@ -1,22 +1,30 @@
-"""The Triton kernels under Triton's interpreter, on the CPU, by the parity tests of the op.
+"""The Triton kernels under Triton's interpreter, on the CPU, by the parity tests of each op.
 
 Programs run one after another there, so races stay invisible; nothing here has run on a GPU.
 """
 
 from __future__ import annotations
 
+import functools
+
+import gradient_penalty_suite
 import pytest
+import spectral_norm_suite
 from elsewhere import Outcomes
-from spectral_norm_suite import suite
 
 pytestmark = pytest.mark.tier(3)
 
 
-@pytest.fixture(scope="module")
-def outcomes() -> Outcomes:
-    return Outcomes("interpreted", TRITON_INTERPRET="1")
+@functools.cache
+def outcomes(op: str) -> Outcomes:
+    return Outcomes(op, "interpreted", TRITON_INTERPRET="1")
 
 
-@pytest.mark.parametrize("case", suite("interpreted"))
-def test_parity(case: str, outcomes: Outcomes) -> None:
-    outcomes.expect(case)
+@pytest.mark.parametrize("case", spectral_norm_suite.suite("interpreted"))
+def test_spectral_norm(case: str) -> None:
+    outcomes("spectral_norm").expect(case)
+
+
+@pytest.mark.parametrize("case", gradient_penalty_suite.suite("interpreted"))
+def test_gradient_penalty(case: str) -> None:
+    outcomes("gradient_penalty").expect(case)

@@ -15,9 +15,9 @@ pytestmark = pytest.mark.tier(4)
 
 LOAD = """
 import ctypes, os, sys, torch
-import ganfast.ops.spectral_norm
+import ganfast.ops.gradient_penalty, ganfast.ops.spectral_norm
 ctypes.CDLL(sys.argv[1], os.RTLD_LAZY)
-for op in ("power_iteration", "spectral_norm", "spectral_norm_backward"):
+for op in ("power_iteration", "spectral_norm", "spectral_norm_backward", "interpolate", "slope_penalty"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ganfast::{op}", "CUDA"), op
 """
 

@@ -12,13 +12,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ganfast.ops import library, spectral_norm
+from ganfast.ops import gradient_penalty, library, spectral_norm
 
 CPP = library.CPU == "cpp" or os.environ.get("GANFAST_REQUIRE_BUILD") == "1"
 REFERENCES = {
     "power_iteration": spectral_norm.power_iteration_reference,
     "spectral_norm": spectral_norm.spectral_norm_reference,
     "spectral_norm_backward": spectral_norm.spectral_norm_backward_reference,
+    "interpolate": gradient_penalty.interpolate_reference,
+    "slope_penalty": gradient_penalty.slope_penalty_reference,
 }
 
 if not CPP:
