@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ganfast.benches.harness import FIELDS
 from ganfast.engine.draw import FAINT, INK, RULE, SKY, VERMILION
@@ -64,6 +65,8 @@ def draw_curves(cases: Cases) -> Figure:
             axes.plot(xs, ys, dash, color=colour, marker="o", markersize=3, label=provider)
         axes.set(xscale="log", yscale="log", xlabel=title.split("\n")[0].rsplit(" ", 1)[1], ylabel="ms")
         axes.set_xticks(xs, [f"{x:g}" for x in xs], size=8)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.set_title(title, size=9)
         axes.grid(color=RULE)
