@@ -13,7 +13,6 @@ is not known to keep samples apart (:func:`_apart`) raises Unreadable.
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -71,26 +70,24 @@ def joint_loss(
     for step in path:
         if not _apart(step, 3 * n):
             raise Unreadable(f"{step.name} is not known to keep samples apart")
+    if not path:
+        raise Unreadable("the critic does not look at its input")
     real, fake = (part.detach().requires_grad_() for part in output[: 2 * n].split(n))
     with torch.enable_grad():
         adversarial = loss(real, fake)
-        by_scores = torch.autograd.grad(adversarial, (real, fake), materialize_grads=True)
-    deltas: dict[Node, tuple[Tensor | None, ...]] = {}
-    with contextlib.ExitStack() as hooks:
-        for step in path:
-            if _has_weights(step):
-                hooks.callback(step.node.register_prehook(tangent.keep(deltas, step.node)).remove)
-        upstream = torch.cat([*by_scores, torch.ones_like(output[2 * n :])])
-        (by_points,) = torch.autograd.grad(output, points, upstream, retain_graph=True)
+        by_scores = torch.autograd.grad(adversarial, (real, fake), retain_graph=True, materialize_grads=True)
+    upstream = torch.cat([*by_scores, torch.ones_like(output[2 * n :])])
+    by_points, deltas = tangent.sweep(path, output, points, upstream, _has_weights)
     with torch.enable_grad():
         g = by_points[2 * n :].detach().requires_grad_()
         value = penalty(g)
         (v,) = torch.autograd.grad(value, g)
     with torch.no_grad():
         pairs, along = _weight_gradients(path, points, output, v, deltas, n)
-        total = adversarial.detach() + tangent.verified(value.detach(), along, g.double(), v.double(), torch.finfo(g.dtype).eps)
-    known = tangent.with_gradients(total, pairs)
-    return Losses(known, adversarial.detach(), value.detach(), real.detach(), fake.detach())
+        trust = tangent.verified(path, along, g, v)
+    # what the loss was made of besides has its gradients from its own graph, which ends at the scores
+    total = adversarial + tangent.with_gradients(value.detach(), pairs, trust)
+    return Losses(total, adversarial.detach(), value.detach(), real.detach(), fake.detach())
 
 
 def _weight_gradients(
@@ -129,7 +126,7 @@ def _pairs(step: Step, given: Mapping[int, Tensor], delta: Tensor, n: int) -> It
         else:
             bias = tangent.leaf_of(target, ())
             summed = delta[: 2 * n].sum((0, *range(2, delta.dim()))) if step.name == "Convolution" else delta[: 2 * n]
-            yield bias, summed.sum_to_size(bias.shape)
+            yield bias, summed.sum_to_size(bias.shape).clone()
 
 
 def _tangent(step: Step, given: Mapping[int, Tensor], n: int) -> Tensor:
@@ -150,7 +147,7 @@ def _tangent(step: Step, given: Mapping[int, Tensor], n: int) -> Tensor:
         return aten.leaky_relu_backward(t, seen[2 * n :], node._saved_negative_slope, in_place)
     if name in VIEWS:
         return t.reshape(n, *node._input_metadata[0].shape[1:])
-    if name == "Add" and node._saved_alpha == 1:
+    if name == "Add":
         return sum((other for _, other in others), start=t)
     whole = {k: torch.cat([part.new_zeros(2 * n, *part.shape[1:]), part]) for k, part in given.items()}
     for _, found in tangent.tangents_of(step, whole):
@@ -177,12 +174,12 @@ def _apart(step: Step, rows: int) -> bool:
     if name == "Convolution":
         return step.inputs == (0,) and len(before[0]) == node._saved_weight.dim()
     if name in ("Addmm", "Mm"):
-        return step.inputs == (1 if name == "Addmm" else 0,)
+        return step.inputs == (1 if name == "Addmm" else 0,) and getattr(node, "_saved_beta", 1) == 1
     elementwise = all(shape == after for shape in before)
     if name == "Mul":
         return elementwise and step.bilinear is not None
     if name == "Add":
-        return elementwise
+        return elementwise and node._saved_alpha == 1
     if _has_weights(step):
         return False
     if name in DIAGONAL or name in _SAME:

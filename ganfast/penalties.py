@@ -11,7 +11,7 @@ critic's parameters. They share their contract:
 - under autocast the critic runs in the low precision, and norms and their coefficients in float32 (float64 for float64 data);
 - the gradient is exact, and computed with the value, without double backward (:mod:`ganfast.tangent`): the backward pass of a
   penalty only scales it, and cannot be differentiated again. :func:`penalty_plan` says what a critic costs;
-- ``conditions`` are what the critic is called with besides, such as labels: ``critic(x, *conditions)``, each (N, ...);
+- ``conditions`` are tensors that the critic is called with besides, such as labels: ``critic(x, *conditions)``, each (N, ...);
 - a penalty that is taken in every k-th step only (Karras et al. 2020, "lazy") is multiplied by k where it is taken;
 - under ``torch.no_grad`` the value is right and carries no graph;
 - within ``torch.compile`` a critic that is a module is compiled with the rest, in one graph; any other callable breaks it.
@@ -25,6 +25,7 @@ import contextlib
 import copy
 import functools
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -43,6 +45,10 @@ from ganfast.ops.gradient_penalty import interpolate, slope_penalty
 
 Critic = Callable[..., Tensor]
 
+_TIED = (
+    "the critic has {} in training mode: batch statistics make every output depend on every sample, so a slope per sample does "
+    "not exist; use LayerNorm, InstanceNorm, spectral norm or none"
+)
 _KINDS = ("two-sided", "one-sided")
 
 
@@ -64,7 +70,7 @@ def gradient_penalty(
     ``generator`` or torch's default one; ``alpha`` (N,) fixes them. ``kind="one-sided"`` charges only slopes above ``target``
     (the paper's section 4). A sample whose slope is exactly zero pays ``target^2`` and contributes a zero gradient, not NaN.
     """
-    one_sided = _checked(real, fake, target, weight, kind)
+    one_sided = _checked(real, fake, target, weight, kind, conditions)
     points = interpolate(real.detach(), fake.detach(), _alpha(real, fake, generator, alpha), False)
     return _penalty(critic, points, conditions, target, weight, one_sided)
 
@@ -85,19 +91,26 @@ def penalised_loss(
     """``loss(D(real), D(fake))`` and :func:`gradient_penalty` by one pass of the critic over a batch of 3N.
 
     Each weight has one gradient for all of it, which is fewer and larger products (:mod:`ganfast.joint`). ``total`` of what is
-    returned has the gradient; ``adversarial``, ``penalty`` and the scores ``real`` and ``fake`` are values alone. A critic that
-    is not proven linear in pieces and keeping samples apart is called three times more, and any critic three times within
-    torch.compile. ``conditions`` are those of real and of fake samples alike.
+    returned has the gradient; ``adversarial``, ``penalty`` and the scores ``real`` and ``fake`` are values alone. That needs a
+    module whose graph is proven to be linear in pieces and to keep samples apart, and a copy of which gives, once for each shape
+    of batch, the same scores among other samples. Any other critic has three passes, and so has every one within torch.compile.
+    ``conditions`` are those of real and of fake samples alike.
     """
-    one_sided = _checked(real, fake, target, weight, kind)
+    one_sided = _checked(real, fake, target, weight, kind, conditions)
     drawn = _alpha(real, fake, generator, alpha)
     real, fake = real.detach(), fake.detach()
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        with contextlib.suppress(tangent.Unreadable):
-            batch = interpolate(real, fake, drawn, True).requires_grad_()
-            output = _output(critic, batch, [condition.repeat(3, *[1] * (condition.dim() - 1)) for condition in conditions])
-            with torch.autocast(batch.device.type, enabled=False):
-                return joint.joint_loss(output, batch, loss, lambda g: slope_penalty(g, target, weight, one_sided)[0])
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and isinstance(critic, nn.Module):
+        batch = interpolate(real, fake, drawn, True)
+        whole = [condition.repeat(3, *[1] * (condition.dim() - 1)) for condition in conditions]
+        verdicts = _APART.setdefault(critic, {})
+        key = (batch.shape, batch.dtype, critic.training)
+        if key not in verdicts:
+            verdicts[key] = _keeps_apart(critic, batch, whole)
+        if verdicts[key]:
+            try:
+                return _in_one_batch(critic, batch, whole, loss, lambda g: slope_penalty(g, target, weight, one_sided)[0])
+            except tangent.Unreadable:
+                verdicts[key] = False
     penalty = _penalty(critic, interpolate(real, fake, drawn, False), conditions, target, weight, one_sided)
     scores = critic(real, *conditions), critic(fake, *conditions)
     adversarial = loss(*scores)
@@ -105,17 +118,49 @@ def penalised_loss(
     return Losses(adversarial + penalty, *values)
 
 
+_APART: weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]] = weakref.WeakKeyDictionary()
+
+
+def _in_one_batch(
+    critic: nn.Module,
+    batch: Tensor,
+    conditions: Sequence[Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    penalty: Callable[[Tensor], Tensor],
+) -> Losses:
+    batch = batch.requires_grad_()
+    output = _output(critic, batch, conditions)
+    with torch.autocast(batch.device.type, enabled=False):
+        return joint.joint_loss(output, batch, loss, penalty)
+
+
+def _keeps_apart(critic: nn.Module, batch: Tensor, conditions: Sequence[Tensor]) -> bool:
+    """Whether a third of the batch has the same scores among other samples: what is computed aside, autograd does not record."""
+    try:
+        critic = copy.deepcopy(critic)
+    except RuntimeError:
+        return False
+    others = batch.roll(len(batch) // 3, 0)
+    others[: -len(batch) // 3] *= 0.5
+    others[-len(batch) // 3 :] = batch[-len(batch) // 3 :]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        scores = [_scores(critic, samples, conditions).detach()[-len(batch) // 3 :].double() for samples in (batch, others)]
+    # of the same samples in the same order, a convolution's roundings at most
+    near = 64 * torch.finfo(torch.bfloat16 if torch.is_autocast_enabled(batch.device.type) else batch.dtype).eps
+    return torch.allclose(scores[0], scores[1], rtol=near, atol=near * float(scores[0].abs().max()))
+
+
 def r1_penalty(critic: Critic, real: Tensor, *, weight: float, conditions: Sequence[Tensor] = ()) -> Tensor:
     """``weight / 2 * E[|grad D(real)|^2]`` at real data (N, ...) (Mescheder et al. 2018, equation 9)."""
     _check_weight(weight)
-    _check_samples("real", real)
+    _check_samples("real", real, conditions)
     return _penalty(critic, real.detach(), conditions, 0.0, weight / 2, False)
 
 
 def r2_penalty(critic: Critic, fake: Tensor, *, weight: float, conditions: Sequence[Tensor] = ()) -> Tensor:
     """``weight / 2 * E[|grad D(fake)|^2]`` at generated data (N, ...) (Mescheder et al. 2018, equation 10)."""
     _check_weight(weight)
-    _check_samples("fake", fake)
+    _check_samples("fake", fake, conditions)
     return _penalty(critic, fake.detach(), conditions, 0.0, weight / 2, False)
 
 
@@ -142,19 +187,20 @@ def penalty_plan(critic: Critic, samples: Tensor | None = None, *, conditions: S
     """How the penalties compute their gradient for this critic, and why.
 
     ``samples`` (N, ...) is a batch such as the critic gets, with its ``conditions``; without one, a module's first layer tells
-    what to try. A module is copied before, so nothing of it moves. Raises InvalidValue for a critic that no penalty takes, and
-    where no batch was found.
+    what to try. A module is copied before where it can be, so that nothing of it moves. Raises InvalidValue for a critic that
+    no penalty takes, and where no batch was found.
     """
     critic = getattr(critic, "_orig_mod", critic)
     if isinstance(critic, nn.Module):
-        critic = copy.deepcopy(critic)
+        with contextlib.suppress(RuntimeError):  # the old nn.utils.weight_norm keeps a tensor that cannot be copied
+            critic = copy.deepcopy(critic)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         point = _sample_for(critic) if samples is None else samples.detach().clone()
-        _check_samples("plan", point)
+        _check_samples("plan", point, conditions)
         output = _output(critic, point.requires_grad_(), conditions)
     try:
-        path = tangent.steps(output, point)
-        tangent.slope_loss(output, point, lambda g: g.square().sum())  # which also finds what only shows on the way
+        path = _path(output, point)
+        tangent.slope_loss(output, point, lambda g: g.square().sum(), path=path)  # which finds what only shows on the way
     except tangent.Unreadable as error:
         return PenaltyPlan("double backward", 0, {}, str(error))
     curved = Counter(step.name for step in path if step.curved)
@@ -191,6 +237,8 @@ def _alpha(real: Tensor, fake: Tensor, generator: torch.Generator | None, alpha:
         # bfloat16 has only 256 values between a half and one
         dtype = functools.reduce(torch.promote_types, (real.dtype, fake.dtype, torch.float32))
         return torch.rand(n, device=real.device, dtype=dtype, generator=generator)
+    if not isinstance(alpha, Tensor):
+        raise InvalidType(f"expected alpha as a tensor ({n},), got {type(alpha).__name__}")
     if alpha.shape != (n,):
         raise InvalidValue(f"expected one alpha per sample, ({n},), got {tuple(alpha.shape)}")
     return alpha.detach().to(real.device)
@@ -227,7 +275,7 @@ def value_and_gradient(
         with torch.autocast(point.device.type, enabled=False):
             if learning:
                 try:
-                    return tangent.slope_loss(output, point, loss, _variables(critic, conditions))
+                    return tangent.slope_loss(output, point, loss, _variables(critic, conditions), _path(output, point))
                 except tangent.Unreadable:
                     pass
             (g,) = torch.autograd.grad(output.sum(), point, create_graph=learning, materialize_grads=True)
@@ -235,15 +283,36 @@ def value_and_gradient(
 
 
 def _output(critic: Critic, point: Tensor, conditions: Sequence[Tensor]) -> Tensor:
+    """The critic's scores, with their graph."""
+    output = _scores(critic, point, conditions)
+    if not output.requires_grad:
+        raise InvalidValue(
+            "the critic's output carries no gradient to its input: it was detached, or computed under no_grad or inference_mode"
+        )
+    return output
+
+
+def _scores(critic: Critic, point: Tensor, conditions: Sequence[Tensor]) -> Tensor:
     # every module call is looked at, so it does not matter what kind of function holds the critic
     watch = register_module_forward_pre_hook(_refuse_batch_norm)
     try:
-        with _as_written():
+        with _as_written(), _differentiable_attention():
             output = critic(point, *conditions)
     finally:
         watch.remove()
     _check_output(output, point.shape[0])
     return output
+
+
+def _path(output: Tensor, point: Tensor) -> list[tangent.Step]:
+    """The steps of a critic, none of which takes statistics over samples. Instance norm is the same operation on one row."""
+    path = tangent.steps(output, point)
+    for step in path:
+        if "BatchNorm" in step.name and getattr(step.node, "_saved_training", True):
+            seen = getattr(step.node, "_saved_input", None)
+            if seen is not None and seen.shape[0] == point.shape[0] > 1:
+                raise InvalidValue(_TIED.format("batch norm"))
+    return path
 
 
 def _variables(critic: Critic, conditions: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -261,12 +330,17 @@ def _as_written() -> contextlib.AbstractContextManager[Any]:
     return eager
 
 
+def _differentiable_attention() -> contextlib.AbstractContextManager[Any]:
+    """Attention in plain operations: the fused ones have no second derivative, and on the CPU none of their backward."""
+    if torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    plain: contextlib.AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
+    return plain
+
+
 def _refuse_batch_norm(module: nn.Module, inputs: object) -> None:
     if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-        raise InvalidValue(
-            f"the critic has {type(module).__name__} in training mode: batch statistics make every output depend on every "
-            "sample, so a slope per sample does not exist; use LayerNorm, InstanceNorm, spectral norm or none"
-        )
+        raise InvalidValue(_TIED.format(type(module).__name__))
 
 
 def _check_weight(weight: float) -> None:
@@ -274,15 +348,15 @@ def _check_weight(weight: float) -> None:
         raise InvalidValue(f"expected a penalty weight >= 0, got {weight}")
 
 
-def _checked(real: Tensor, fake: Tensor, target: float, weight: float, kind: str) -> bool:
+def _checked(real: Tensor, fake: Tensor, target: float, weight: float, kind: str, conditions: Sequence[Tensor]) -> bool:
     """Whether the penalty is one-sided; raises for arguments that mean nothing."""
     if kind not in _KINDS:
         raise InvalidValue(f"gradient_penalty has no kind {kind!r}{near(kind, _KINDS)}")
     if not target >= 0:
         raise InvalidValue(f"expected a target slope >= 0, got {target}")
     _check_weight(weight)
-    _check_samples("real", real)
-    _check_samples("fake", fake)
+    _check_samples("real", real, conditions)
+    _check_samples("fake", fake, conditions)
     if real.shape != fake.shape:
         raise InvalidValue(f"expected real and fake of one shape, got {tuple(real.shape)} and {tuple(fake.shape)}")
     if real.device != fake.device:
@@ -290,11 +364,19 @@ def _checked(real: Tensor, fake: Tensor, target: float, weight: float, kind: str
     return kind == "one-sided"
 
 
-def _check_samples(side: str, samples: Tensor) -> None:
+def _check_samples(side: str, samples: Tensor, conditions: Sequence[Tensor]) -> None:
+    if not isinstance(samples, Tensor):
+        raise InvalidType(f"expected {side} samples as a tensor, got {type(samples).__name__}")
     if not samples.is_floating_point():
         raise InvalidType(f"expected {side} samples in a floating point type, got {samples.dtype}")
     if samples.dim() < 2 or samples.shape[0] == 0:
         raise InvalidValue(f"expected {side} samples (N, ...) with N >= 1, got {tuple(samples.shape)}")
+    for condition in conditions:
+        if not isinstance(condition, Tensor):
+            raise InvalidType(f"expected every condition as a tensor, got {type(condition).__name__}")
+        if condition.shape[:1] != samples.shape[:1]:
+            got = tuple(condition.shape)
+            raise InvalidValue(f"expected a condition for each sample, ({samples.shape[0]}, ...), got {got}")
 
 
 def _check_output(output: object, n: int) -> None:
@@ -305,5 +387,3 @@ def _check_output(output: object, n: int) -> None:
         got = ", ".join("N" if axis == 0 and size == n else str(size) for axis, size in enumerate(shape))
         got += "," * (len(shape) == 1)
         raise InvalidValue(f"expected critic output (N,) or (N, 1), got ({got}); N is {n}, and patches are (N, 1, h, w)")
-    if not output.requires_grad:
-        raise InvalidValue("the critic's output carries no gradient to its input: it was detached or computed under no_grad")

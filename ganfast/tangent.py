@@ -211,6 +211,8 @@ def steps(output: Tensor, point: Tensor) -> list[Step]:
                 raise Unreadable("it writes into a part of a tensor in place")
             if not callable(node):
                 raise Unreadable(f"{name} is an autograd.Function, whose Jacobian only its backward knows")
+            if any(meta.dtype.is_complex for meta in node._input_metadata):
+                raise Unreadable(f"{name} makes complex numbers")
             order.append(Step(node, name, inputs))
     return order
 
@@ -218,60 +220,102 @@ def steps(output: Tensor, point: Tensor) -> list[Step]:
 # ---- the four passes
 
 
-def slope_loss(output: Tensor, point: Tensor, loss: Callable[[Tensor], Tensor], variables: Sequence[Tensor] = ()) -> Tensor:
+def slope_loss(
+    output: Tensor,
+    point: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    variables: Sequence[Tensor] = (),
+    path: list[Step] | None = None,
+) -> Tensor:
     """``loss(g)`` for g the gradient of ``output.sum()`` by ``point``, a scalar whose backward is first order.
 
     ``output`` was computed from ``point``, a leaf that requires a gradient; its graph is read and not used up. What ``loss``
     makes of g is differentiated by autograd; the gradients by all that the graph was made of are exact. ``variables`` are tensors
-    in which the graph may begin though they are no leaves: a tracer's symbols for parameters.
+    in which the graph may begin though they are no leaves: a tracer's symbols for parameters. ``path`` are its :func:`steps`.
     Raises Unreadable, without a trace, where the graph does not say enough.
     """
-    path = steps(output, point)
-    deltas: dict[Node, tuple[Tensor | None, ...]] = {}
-    with contextlib.ExitStack() as hooks:
-        for step in path:
-            if step.curved or step.bilinear:
-                handle = step.node.register_prehook(keep(deltas, step.node))
-                hooks.callback(handle.remove)
-        (g,) = torch.autograd.grad(output, point, torch.ones_like(output), retain_graph=True, materialize_grads=True)
+    path = steps(output, point) if path is None else path
+    g, deltas = sweep(path, output, point, torch.ones_like(output), lambda step: step.curved or step.bilinear is not None)
     with torch.enable_grad():
         leaf = g.detach().requires_grad_()
         value = loss(leaf)
         (v,) = torch.autograd.grad(value, leaf)
     with torch.no_grad():
         pairs, along = _weight_gradients(path, point, output, v, deltas, variables)
-        value = verified(value.detach(), along, g.double(), v.double(), torch.finfo(g.dtype).eps)
+        trust = verified(path, along, g, v)
         pairs += _unmoved(path, pairs, get_gradient_edge(point).node, variables)
-    return with_gradients(value, pairs)
+    return with_gradients(value.detach(), pairs, trust)
 
 
-def verified(value: Tensor, along: Tensor, g: Tensor, v: Tensor, eps: float) -> Tensor:
-    """``value`` if the tangent network's output ``along`` is <v, g>; where a hook changes gradients on their way, it is not.
+def sweep(
+    path: list[Step], output: Tensor, point: Tensor, upstream: Tensor, wanted: Callable[[Step], bool]
+) -> tuple[Tensor, dict[Node, tuple[Tensor | None, ...]]]:
+    """The gradient by ``point``, and those by the outputs of the wanted steps: the second pass.
 
-    On the CPU that raises Unreadable. Elsewhere the host would have to wait for the device, and while compiling there is no value
-    to look at: it becomes NaN instead.
+    A gradient that arrives at a step must be the one that the only step after it sent. Raises Unreadable where it is another one.
     """
-    # the roundings of the tangents', and where g is nothing but roundings, those of numbers of size one
+    deltas: dict[Node, tuple[Tensor | None, ...]] = {}
+    receivers = Counter(step.node.next_functions[i] for step in path for i in step.inputs)
+    end = get_gradient_edge(output)
+    sent: dict[tuple[Node, int], tuple[Tensor, int]] = {(end.node, end.output_nr): (upstream, upstream._version)}
+    changed: list[str] = []
+
+    def watch(step: Step) -> tuple[Callable[..., None], Callable[..., None]]:
+        node, sources = step.node, [(i, step.node.next_functions[i]) for i in step.inputs]
+
+        def before(grads: tuple[Tensor | None, ...]) -> None:
+            for number, grad in enumerate(grads):
+                given, version = sent.pop((node, number), (None, 0))
+                # of another shape or type, it was summed or cast on its way by autograd itself
+                if given is None or grad is None or (given.shape, given.dtype) != (grad.shape, grad.dtype):
+                    continue
+                if given is not grad or grad._version != version:
+                    changed.append(step.name)
+            if wanted(step):
+                deltas[node] = grads
+
+        def after(grads: tuple[Tensor | None, ...], _: Any) -> None:
+            for i, source in sources:
+                grad = grads[i]
+                if grad is not None and receivers[source] == 1:
+                    sent[source] = grad, grad._version
+
+        return before, after
+
+    with contextlib.ExitStack() as hooks:
+        for step in path:
+            before, after = watch(step)
+            hooks.callback(step.node.register_prehook(before).remove)
+            hooks.callback(step.node.register_hook(after).remove)
+        (g,) = torch.autograd.grad(output, point, upstream, retain_graph=True, materialize_grads=True)
+    if changed:
+        raise Unreadable(f"a hook changes the gradient of what {changed[0]} made, on its way back")
+    return g, deltas
+
+
+def verified(path: list[Step], along: Tensor, g: Tensor, v: Tensor) -> Tensor:
+    """One if the tangent network's output ``along`` is <v, g>: gradients that were changed on their way back break that.
+
+    Otherwise, on the CPU, raises Unreadable. Elsewhere the host would have to wait for the device, and while compiling there is
+    no value to look at: there it is NaN instead of one.
+    """
+    g, v = g.double().flatten(), v.double().flatten()
+    # the roundings of the coarsest type on the way, and where g is nothing but roundings, those of numbers of size one
+    types = {meta.dtype for step in path for meta in step.node._input_metadata if meta.dtype.is_floating_point}
+    eps = max((torch.finfo(dtype).eps for dtype in types), default=torch.finfo(torch.float32).eps)
     near = max(1e-9, min(0.1, 1e4 * eps)) * torch.linalg.vector_norm(g) + 64 * eps * g.numel() ** 0.5
-    off = (along - torch.dot(v.flatten(), g.flatten())).abs() > near * torch.linalg.vector_norm(v)
-    if value.device.type != "cpu" or torch.compiler.is_compiling():
-        return torch.where(off, torch.nan, value)
-    if off:
-        raise Unreadable("something changes gradients on their way back, such as a hook")
-    return value
+    off = (along - torch.dot(v, g)).abs() > near * torch.linalg.vector_norm(v)
+    if along.device.type == "cpu" and not torch.compiler.is_compiling():
+        if off:
+            raise Unreadable("something changes gradients on their way back, such as a hook")
+        return along.new_ones(())
+    return torch.where(off, torch.nan, 1.0)
 
 
-def with_gradients(value: Tensor, pairs: list[Pair]) -> Tensor:
-    """``value`` as a scalar whose gradients are those."""
-    known: Tensor = _Known.apply(value, [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
+def with_gradients(value: Tensor, pairs: list[Pair], trust: Tensor) -> Tensor:
+    """``value`` as a scalar whose gradients are those, each of which is nobody else's; times ``trust``, all of them."""
+    known: Tensor = _Known.apply(value, trust, [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
     return known
-
-
-def keep(deltas: dict[Node, tuple[Tensor | None, ...]], node: Node) -> Callable[..., None]:
-    def keep(grads: tuple[Tensor | None, ...]) -> None:
-        deltas[node] = grads
-
-    return keep
 
 
 def _weight_gradients(
@@ -318,7 +362,7 @@ def tangents_of(step: Step, given: Mapping[int, Tensor]) -> Iterable[tuple[int, 
     node, name = step.node, step.name
     if step.bilinear and all(i in step.bilinear.factors for i in given):
         return [(0, step.bilinear.tangent(node, i, t)) for i, t in given.items()]
-    if name in DIAGONAL and step.inputs == (0,):
+    if name in DIAGONAL and len(node.next_functions) == 1:
         return [(0, node(given[0]))]
     if name in VIEWS:
         return [(0, given[0].reshape(node._input_metadata[0].shape))]
@@ -356,8 +400,11 @@ def _flow_back(terms: list[Pair], source: Node, variables: Sequence[Tensor]) -> 
     if not leaves:
         return []
     products, tangents = [term for term, _ in terms], [t for _, t in terms]
+    if any(leaf._backward_hooks for leaf in leaves):
+        raise Unreadable("a parameter has a hook, which would be called twice")
     grads = torch.autograd.grad(products, leaves, tangents, retain_graph=True, allow_unused=True)
-    return [(leaf, grad) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None]
+    # of a sum's terms autograd makes one gradient for both, and of what was expanded one that is no memory of its own
+    return [(leaf, grad.clone()) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None]
 
 
 def _unmoved(path: list[Step], pairs: list[Pair], source: Node, variables: Sequence[Tensor]) -> list[Pair]:
@@ -402,9 +449,9 @@ class _Known(torch.autograd.Function):
     """A value whose gradients by ``tensors`` are ``grads``, which a backward pass takes away unless it keeps the graph."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, grads: list[Tensor], *tensors: Tensor) -> Tensor:
-        ctx.grads = grads
-        return value.clone()
+    def forward(ctx: Any, value: Tensor, trust: Tensor, grads: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.grads, ctx.trust = grads, trust
+        return value * trust.to(value.dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
@@ -412,10 +459,11 @@ class _Known(torch.autograd.Function):
             raise RuntimeError("a penalty's gradient cannot be differentiated: call backward without create_graph")
         if ctx.grads is None:
             raise RuntimeError("a penalty was differentiated a second time: the first backward pass needs retain_graph=True")
+        factor = upstream * ctx.trust.to(upstream.dtype)
         if _kept():
-            return None, None, *(grad * upstream.to(grad.dtype) for grad in ctx.grads)
+            return None, None, None, *(grad * factor.to(grad.dtype) for grad in ctx.grads)
         grads, ctx.grads = ctx.grads, None
-        return None, None, *(grad.mul_(upstream.to(grad.dtype)) for grad in grads)
+        return None, None, None, *(grad.mul_(factor.to(grad.dtype)) for grad in grads)
 
 
 def _kept() -> bool:

@@ -57,10 +57,10 @@ def assert_same(critic: nn.Module, found: Losses, expected: tuple[Tensor, Tensor
     torch.testing.assert_close(found.adversarial, adversarial.detach(), rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.penalty, penalty.detach(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.total.detach(), (adversarial + penalty).detach(), rtol=1e-9, atol=1e-12)
-    theirs = gradients(adversarial + penalty, critic)
+    theirs = gradients(2.5 * (adversarial + penalty), critic)
     # below 1e-4, nothing but roundings of numbers of size one
     scale = max([1e-4, *(g.abs().max().item() for g in theirs)])
-    for got, want in zip(gradients(found.total, critic), theirs, strict=True):
+    for got, want in zip(gradients(2.5 * found.total, critic), theirs, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-9 * scale)
 
 
@@ -111,7 +111,8 @@ def test_one_pass_is_three(name: str, loss: str) -> None:
     conditions = (LABELS,) if name in ("conditional", "projection") else ()
     real, fake, alpha = batch((3, 8, 8) if name in ("mlp", "projection", "shift", "pools", "patches") else (3, 16, 16))
     expected = separately(lambda x: critic(x, *conditions), real, fake, alpha, LOSSES[loss])
-    calls = []
+    penalised_loss(critic, real, fake, LOSSES[loss], alpha=alpha, conditions=conditions)  # which looks at the critic once
+    calls: list[int] = []
     critic.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     found = penalised_loss(critic, real, fake, LOSSES[loss], alpha=alpha, conditions=conditions)
     assert calls == [3 * N]
@@ -165,6 +166,78 @@ def test_what_mixes_samples_or_bends_is_never_taken_for_proven(name: str) -> Non
         point = torch.randn(6, 6, dtype=DOUBLE, requires_grad=True)
     with pytest.raises(tangent.Unreadable):
         joint.joint_loss(critic(point), point, losses.wasserstein_critic, lambda g: g.square().sum())
+
+
+class Aside(nn.Module):
+    """Samples are tied together by what autograd does not record."""
+
+    def __init__(self, aside: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.aside, self.linear = aside, nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.relu(x * self.aside(x.detach())))
+
+
+@pytest.mark.parametrize(
+    "aside", [lambda x: x.std(), lambda x: (x > x.mean(0)).to(x.dtype), lambda x: x.amax()], ids=["scale", "mask", "largest"]
+)
+def test_samples_that_are_tied_by_a_constant_are_found_too(aside: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    critic = Aside(aside).double()
+    real, fake, alpha = batch((6,))
+    expected = separately(critic, real, fake, alpha, losses.hinge_critic)
+    assert_same(critic, penalised_loss(critic, real, fake, losses.hinge_critic, alpha=alpha), expected)
+
+
+def test_what_the_loss_is_made_of_besides_has_its_gradient() -> None:
+    torch.manual_seed(0)
+    critic = built("dcgan", 16).double()
+    real, fake, alpha = batch((3, 16, 16))
+    temperature = torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
+
+    def loss(real: Tensor, fake: Tensor) -> Tensor:
+        return F.softplus((fake - real) * temperature).mean() + 0.1 * sum(p.square().sum() for p in critic.parameters())
+
+    expected = separately(critic, real, fake, alpha, loss)
+    found = penalised_loss(critic, real, fake, loss, alpha=alpha)
+    (want,) = torch.autograd.grad(sum(expected), temperature, retain_graph=True)
+    (got,) = torch.autograd.grad(found.total, temperature, retain_graph=True)
+    torch.testing.assert_close(got, want)
+    theirs = gradients(sum(expected), critic)
+    for ours, other in zip(gradients(found.total, critic), theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-10)
+
+
+class ScaledBias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bias = nn.Linear(6, 4), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(torch.add(self.linear(x), self.bias, alpha=0.5))
+        return torch.addmm(self.bias[:1], h, self.linear.weight[:, :1], beta=0.5)
+
+
+class Blind(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.level.expand(len(x))
+
+
+@pytest.mark.parametrize("make", [ScaledBias, Blind])
+def test_rare_forms(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    critic = make().double()
+    real, fake, alpha = batch((6,))
+    found = penalised_loss(critic, real, fake, losses.hinge_critic, alpha=alpha)
+    if make is Blind:
+        assert found.penalty.item() == pytest.approx(10.0)
+        return
+    assert_same(critic, found, separately(critic, real, fake, alpha, losses.hinge_critic))
 
 
 def test_a_critic_that_is_not_proven_takes_three_passes() -> None:

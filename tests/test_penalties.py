@@ -372,6 +372,37 @@ def test_batch_norm_in_evaluation_mode_is_an_affine_map_and_welcome() -> None:
     assert gradient_penalty(batch_norm_critic().eval(), images(1), images(2)).isfinite()
 
 
+def test_batch_norm_as_a_function_is_refused_too() -> None:
+    weight = torch.randn(72, 1, dtype=DOUBLE, requires_grad=True)
+    critic = lambda x: nn.functional.batch_norm(x.flatten(1), None, None, training=True) @ weight  # noqa: E731
+    with pytest.raises(InvalidValue, match="batch norm in training mode"):
+        gradient_penalty(critic, images(1), images(2))
+
+
+def test_fused_attention_is_welcome() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True).double()
+    critic = lambda x: layer(x.squeeze(-1)).sum((1, 2))  # noqa: E731
+    penalty = r1_penalty(critic, images(1)[:, 0].unsqueeze(-1), weight=1.0)
+    penalty.backward()
+    assert layer.self_attn.in_proj_weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"real": [1.0]}, InvalidType, "expected real samples as a tensor, got list"),
+        ({"alpha": 0.5}, InvalidType, r"expected alpha as a tensor \(5,\), got float"),
+        ({"conditions": (3.0,)}, InvalidType, "every condition as a tensor, got float"),
+        ({"conditions": (torch.zeros(4),)}, InvalidValue, r"a condition for each sample, \(5, ...\), got \(4,\)"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(arguments: dict[str, object], error: type[Exception], message: str) -> None:
+    given = {"real": images(1), "fake": images(2), **arguments}
+    with pytest.raises(error, match=message):
+        gradient_penalty(smooth_critic(), given.pop("real"), given.pop("fake"), **given)
+
+
 def test_instance_norm_and_layer_norm_are_welcome() -> None:
     critic = nn.Sequential(nn.Conv2d(2, 3, 3), nn.InstanceNorm2d(3), nn.LayerNorm(4), nn.Flatten(), nn.Linear(48, 1)).double()
     assert gradient_penalty(critic, images(1), images(2)).isfinite()

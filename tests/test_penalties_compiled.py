@@ -61,6 +61,26 @@ class Applied(nn.Module):
         return Cube.apply(x)
 
 
+class Sum(nn.Module):
+    """A weight that is a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Parameter(torch.randn(3, 3, 1, 1, dtype=DOUBLE)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.first + self.second).tanh()
+
+
+class Hooked(nn.Module):
+    """Changes a gradient on its way back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x.register_hook(lambda g: 2 * g)
+        return x * 1
+
+
 CRITICS: dict[str, Callable[[], nn.Module]] = {
     "convolutional": convolutional,
     "residual": lambda: pair("resnet", SampleShape(3, 16), latent_dim=8, width=8)[1].double(),
@@ -68,6 +88,7 @@ CRITICS: dict[str, Callable[[], nn.Module]] = {
     "spectral norm, per call": lambda: spectral_norm_(convolutional(), per_call=True),
     "smooth": lambda: convolutional(nn.GroupNorm(2, 8), nn.Tanh()),
     "double backward": lambda: convolutional(Applied()),
+    "shared sum": lambda: nn.Sequential(Sum(), convolutional(nn.Tanh())).double(),
 }
 
 
@@ -78,7 +99,7 @@ def data(n: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def losses(critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor, *conditions: Tensor) -> Tensor:
-    penalty = gradient_penalty(critic, real, fake, alpha=alpha, conditions=conditions)
+    penalty = 2.5 * gradient_penalty(critic, real, fake, alpha=alpha, conditions=conditions)
     slopes = r1_penalty(critic, real, weight=0.3, conditions=conditions) + r2_penalty(
         critic, fake, weight=0.2, conditions=conditions
     )
@@ -127,6 +148,14 @@ def test_any_critic(critic: nn.Module, seed: int) -> None:
     scale = max([1e-4, *(g.abs().max().item() for g in grads[0])])
     for got, expected in zip(grads[1], grads[0], strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-9 * scale)
+
+
+def test_a_hook_that_changes_gradients_is_found_while_compiling() -> None:
+    critic, (real, _, _) = convolutional(Hooked()), data()
+    loss = lambda: r1_penalty(critic, real, weight=1.0)  # noqa: E731
+    values = [loss(), torch.compile(loss, backend="aot_eager")()]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, critic[0].weight)[0] for value in values))
 
 
 def test_by_the_usual_compiler() -> None:
