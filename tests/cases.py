@@ -129,6 +129,38 @@ SIZED_BATCHES = [
 ]
 
 
+# ---- volumes
+
+# One value, one position, odd sizes, channels around those at which a kernel puts rows together or takes spans of them, positions
+# around those at which it goes plane by plane, and sizes at which it cuts.
+VOLUMES = [
+    Batch("one", (1, 1)),
+    Batch("one channel", (8, 1)),
+    Batch("one sample", (1, 7)),
+    Batch("points", (256, 2)),
+    Batch("rows", (64, 513)),
+    Batch("one position", (12, 17, 1, 1)),
+    Batch("sounds", (6, 17, 5)),
+    Batch("odd", (6, 3, 5, 9)),
+    Batch("odd", (4, 3, 33, 35)),
+    Batch("odd", (3, 512, 3, 5)),
+    Batch("planes", (4, 5, 8, 8)),
+    Batch("planes", (2, 1, 9, 15)),
+    Batch("images", (8, 17, 24, 24), "channels-last"),
+    Batch("images", (4, 70, 24, 24), "channels-last"),
+    Batch("images", (4, 600, 9, 9), "channels-last"),
+    Batch("images", (12, 64, 16, 16)),
+    Batch("large", (2, 1, 300, 300)),
+    Batch("large", (2, 3, 200, 203), "channels-last"),
+    Batch("videos", (4, 3, 2, 5, 4)),
+]
+LAID_OUT_VOLUMES = [
+    Batch(name, shape, layout)
+    for name, shape in (("sounds", (6, 5, 3)), ("images", (4, 7, 3, 5)), ("images", (2, 5, 9, 13)), ("videos", (4, 3, 2, 3, 2)))
+    for layout in BATCH_LAYOUTS
+]
+
+
 # ---- weights
 
 

@@ -8,6 +8,7 @@ add faster kernels for one device each, and are loaded here: ``_C`` (C++) for th
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -66,9 +67,9 @@ def register(
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
-    if CUDA == "triton":  # what is compiled registers itself
-        page = reference.__module__.rpartition(".")[2]
-        LIBRARY.impl(name, getattr(importlib.import_module(f"ganfast.kernels.{page}"), name), "CUDA")
+    kernels = "ganfast.kernels." + reference.__module__.rpartition(".")[2]
+    if CUDA == "triton" and importlib.util.find_spec(kernels):  # what is compiled registers itself
+        LIBRARY.impl(name, getattr(importlib.import_module(kernels), name), "CUDA")
     torch.library.register_fake(f"ganfast::{name}", fake, lib=LIBRARY)
     overload = getattr(torch.ops.ganfast, name).default
     on_autograd = _on_autograd(overload, differentiable) if differentiable else None

@@ -1,0 +1,36 @@
+// The activations of the page ganfast/ops/batch_norm.py for one number z, and their derivatives. No torch here: CPU and CUDA
+// share it.
+#pragma once
+
+#include <cmath>
+
+#include "scalar.h"
+
+namespace ganfast {
+
+// ReLU with slope 0, and no activation with slope 1
+template <typename T>
+struct LeakyReLU {
+    T slope;
+
+    GANFAST_HOST_DEVICE T operator()(T z) const { return z * derivative(z); }
+    GANFAST_HOST_DEVICE T derivative(T z) const { return z > 0 ? T(1) : slope; }
+};
+
+template <typename T>
+struct Tanh {
+    GANFAST_HOST_DEVICE T operator()(T z) const { return std::tanh(z); }
+    GANFAST_HOST_DEVICE T derivative(T z) const {
+        const T y = std::tanh(z);
+        return 1 - y * y;
+    }
+};
+
+// body(activation)
+template <typename T, typename F>
+void with_activation(double slope, bool tanh, const F& body) {
+    if (tanh) return body(Tanh<T>());
+    body(LeakyReLU<T>{static_cast<T>(slope)});
+}
+
+}  // namespace ganfast
