@@ -3,7 +3,7 @@
     python benches/memory.py
 
 The whole step: scores of real and generated samples, the penalty, the gradients of all weights. Double backward holds everything
-until the end, whatever comes first; ganfast's penalty is best called before the other two passes.
+until the end, wherever it comes; ganfast's penalty is best called before the other two passes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ganfast import gradient_penalty
 from ganfast.benches.ops.critic_step import three_passes
 from ganfast.benches.ops.gradient_penalty import CRITICS, LAYOUTS, double_backward, images, step
+from ganfast.losses import wasserstein_critic
 from ganfast.models import pair
 from ganfast.models.shape import SampleShape
 
@@ -43,13 +44,22 @@ def main() -> None:
                 critic = pair(architecture, SampleShape(3, size), latent_dim=128)[1].to(memory_format=layout)  # type: ignore[call-overload]
                 real, fake, alpha = images(batch, size, torch.device("cpu"))
                 real, fake = (data.to(memory_format=layout) for data in (real, fake))
-                penalties: dict[str, Callable[..., Tensor]] = {"torch": double_backward, "ganfast": gradient_penalty}
-                stock, ours = (
-                    peak(step(three_passes(penalty), copy.deepcopy(critic), real, fake, alpha, torch.float32)) / 1e6
-                    for penalty in penalties.values()
+                stock, first, behind = (
+                    peak(step(loss, copy.deepcopy(critic), real, fake, alpha, torch.float32)) / 1e6
+                    for loss in (last(double_backward), three_passes(gradient_penalty), last(gradient_penalty))
                 )
-                where = f"{name} batch {batch}{suffix}"
-                print(f"{where:<36} double backward {stock:6.0f} MB   ganfast {ours:6.0f} MB   {ours / stock:.2f}")
+                shares = f"ganfast {first:4.0f} MB {first / stock:.2f}   called last {behind:4.0f} MB {behind / stock:.2f}"
+                print(f"{f'{name} batch {batch}{suffix}':<36} double backward {stock:4.0f} MB   {shares}")
+
+
+def last(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A critic's loss whose penalty comes after the scores, as loops have it that know nothing of this."""
+
+    def loss(critic: nn.Module, real: Tensor, fake: Tensor, *, alpha: Tensor) -> Tensor:
+        adversarial = wasserstein_critic(critic(real), critic(fake))
+        return adversarial + penalty(critic, real, fake, alpha=alpha)
+
+    return loss
 
 
 if __name__ == "__main__":
