@@ -79,7 +79,7 @@ def test_rows_are_added_to_a_table_and_no_other_file_is_touched(made_up: None, t
 
 @pytest.mark.parametrize("name", ops.NAMES)
 def test_every_provider_of_a_bench_does_the_same_work(name: str) -> None:
-    for found in itertools.islice(ops.cases(name, CPU), 4):  # the others are larger
+    for found in itertools.islice(ops.cases(name, CPU), 2):  # the others are the same calls, and larger
         assert set(found.stock) < set(found.providers)
         if found.dtype != torch.float32:
             continue  # the same calls under autocast, whose rounding differs between layouts
