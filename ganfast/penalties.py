@@ -135,19 +135,29 @@ def _in_one_batch(
 
 
 def _keeps_apart(critic: nn.Module, batch: Tensor, conditions: Sequence[Tensor]) -> bool:
-    """Whether a third of the batch has the same scores among other samples: what is computed aside, autograd does not record."""
-    try:
-        critic = copy.deepcopy(critic)
-    except RuntimeError:
+    """Whether the last third of ``batch`` has the same scores among other samples, which autograd's graph alone does not prove.
+
+    What a critic computes aside, under no_grad or of detached data, is not recorded there.
+    """
+    twin = _copied(critic)
+    if twin is None:
         return False
-    others = batch.roll(len(batch) // 3, 0)
-    others[: -len(batch) // 3] *= 0.5
-    others[-len(batch) // 3 :] = batch[-len(batch) // 3 :]
+    n = len(batch) // 3
+    others = batch.clone()
+    others[: 2 * n] = 0.5 * batch[n:]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        scores = [_scores(critic, samples, conditions).detach()[-len(batch) // 3 :].double() for samples in (batch, others)]
+        scores, among_others = (_scores(twin, samples, conditions).detach()[2 * n :].double() for samples in (batch, others))
     # of the same samples in the same order, a convolution's roundings at most
     near = 64 * torch.finfo(torch.bfloat16 if torch.is_autocast_enabled(batch.device.type) else batch.dtype).eps
-    return torch.allclose(scores[0], scores[1], rtol=near, atol=near * float(scores[0].abs().max()))
+    return torch.allclose(scores, among_others, rtol=near, atol=near * float(scores.abs().max()))
+
+
+def _copied(critic: nn.Module) -> nn.Module | None:
+    """None where it holds what cannot be copied: a process group, a lock, the tensor that the old nn.utils.weight_norm keeps."""
+    try:
+        return copy.deepcopy(critic)
+    except (RuntimeError, TypeError):
+        return None
 
 
 def r1_penalty(critic: Critic, real: Tensor, *, weight: float, conditions: Sequence[Tensor] = ()) -> Tensor:
@@ -192,8 +202,7 @@ def penalty_plan(critic: Critic, samples: Tensor | None = None, *, conditions: S
     """
     critic = getattr(critic, "_orig_mod", critic)
     if isinstance(critic, nn.Module):
-        with contextlib.suppress(RuntimeError):  # the old nn.utils.weight_norm keeps a tensor that cannot be copied
-            critic = copy.deepcopy(critic)
+        critic = _copied(critic) or critic
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         point = _sample_for(critic) if samples is None else samples.detach().clone()
         _check_samples("plan", point, conditions)

@@ -189,7 +189,8 @@ def _forward_name(name: str) -> str:
 def steps(output: Tensor, point: Tensor) -> list[Step]:
     """The nodes between ``point``, a leaf, and ``output``, in the order in which the data went through them.
 
-    Raises Unreadable where something was written in place into a part of a tensor, and for an autograd.Function.
+    Raises Unreadable where something was written in place into a part of a tensor, for an autograd.Function, and for complex
+    numbers.
     """
     source = get_gradient_edge(point).node
     reaches: dict[Node, bool] = {source: True}

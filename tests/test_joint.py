@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ganfast import joint, losses, penalised_loss, tangent
+from ganfast import joint, losses, penalised_loss, penalty_plan, tangent
 from ganfast.joint import Losses
 from ganfast.models import pair
 from ganfast.models.conditional import Critic as ConditionalCritic
@@ -246,6 +246,32 @@ def test_a_critic_that_is_not_proven_takes_three_passes() -> None:
     real, fake, alpha = batch((6,))
     expected = separately(critic, real, fake, alpha, losses.hinge_critic)
     assert_same(critic, penalised_loss(critic, real, fake, losses.hinge_critic, alpha=alpha), expected)
+
+
+class Locked(nn.Sequential):
+    """Not to be copied, as DistributedDataParallel with its process group."""
+
+    def __deepcopy__(self, memo: object) -> nn.Module:
+        raise TypeError("cannot pickle")
+
+
+def test_a_critic_that_cannot_be_copied_takes_three_passes() -> None:
+    torch.manual_seed(0)
+    critic = Locked(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1)).double()
+    real, fake, alpha = batch((6,))
+    expected = separately(critic, real, fake, alpha, losses.hinge_critic)
+    assert_same(critic, penalised_loss(critic, real, fake, losses.hinge_critic, alpha=alpha), expected)
+    assert penalty_plan(critic, real).kind == "four passes"
+
+
+def test_within_a_compiled_step_the_values_and_gradients_are_the_same() -> None:
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    critic = built("dcgan", 16).double()
+    real, fake, alpha = batch((3, 16, 16))
+    expected = separately(critic, real, fake, alpha, losses.hinge_critic)
+    compiled = torch.compile(penalised_loss, fullgraph=True, backend="aot_eager")
+    assert_same(critic, compiled(critic, real, fake, losses.hinge_critic, alpha=alpha), expected)
 
 
 def test_frozen_layers_get_nothing_and_the_data_neither() -> None:
