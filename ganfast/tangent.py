@@ -316,6 +316,10 @@ def verified(path: list[Step], along: Tensor, g: Tensor, v: Tensor) -> Tensor:
 def with_gradients(value: Tensor, pairs: list[Pair], trust: Tensor) -> Tensor:
     """``value`` as a scalar whose gradients are those, each of which is nobody else's; times ``trust``, all of them."""
     known: Tensor = _Known.apply(value, trust, [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
+    # a backward pass takes the youngest first of what is ready: handed out last, as the oldest, these gradients would lie beside
+    # those of all that came after instead of being what they are added to
+    if hasattr(known.grad_fn, "_set_sequence_nr") and not torch.compiler.is_compiling():
+        known.grad_fn._set_sequence_nr(2**63 - 1)
     return known
 
 
