@@ -12,12 +12,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ganfast.ops import batch_norm, gradient_penalty, library, spectral_norm
+from ganfast.ops import batch_norm, convolution, gradient_penalty, library, spectral_norm
 
 CPP = library.CPU == "cpp" or os.environ.get("GANFAST_REQUIRE_BUILD") == "1"
 REFERENCES = {
     "batch_norm_act": batch_norm.batch_norm_act_reference,
     "batch_norm_act_backward": batch_norm.batch_norm_act_backward_reference,
+    "convolve": convolution.convolve_reference,
+    "transposed_convolve": convolution.transposed_convolve_reference,
+    "convolution_weight_gradient": convolution.convolution_weight_gradient_reference,
     "power_iteration": spectral_norm.power_iteration_reference,
     "spectral_norm": spectral_norm.spectral_norm_reference,
     "spectral_norm_backward": spectral_norm.spectral_norm_backward_reference,

@@ -1,0 +1,663 @@
+// Convolutions of two dimensions on the CPU, as products of rows with panels of columns; the maths is on the page
+// ganfast/ops/convolution.py.
+//
+// Maps lie channels last, so the channels of a pixel are a run of memory, and a convolution is a matrix product whose rows need
+// not be gathered: a tile (tile.h) is told where each of its rows begins, for each tap of the kernel. Pixels outside of the map
+// are a run of zeros. Weights are packed into panels of columns first. Every number of a result is one sum in a fixed order,
+// whatever the number of threads.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "../common/volume.h"
+#include "columns.h"
+#include "pool.h"
+#include "tile.h"
+
+namespace ganfast {
+namespace {
+
+using torch::headeronly::BFloat16;
+
+// ---- memory and threads
+
+// Memory for the time of a call, from the pool.
+class Scratch {
+public:
+    explicit Scratch(int64_t bytes) : data_(static_cast<char*>(Pool::shared().take(bytes))) {}
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    ~Scratch() { Pool::shared().give(data_); }
+
+    char* bytes() const { return data_; }
+    float* floats() const { return reinterpret_cast<float*>(data_); }
+
+private:
+    char* data_;
+};
+
+// body(task) for all tasks
+template <typename F>
+void for_each_task(int64_t tasks, const F& body) {
+    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) body(task);
+    });
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- the two maps and the weight between them
+
+// small (N, A, h, w) and big (N, B, H, W), whose pixels [stride i - padding + t] meet small's [i] at tap t of the weight
+// (A, B, height, width), which lies as [A][height][width][B].
+struct Geometry {
+    int64_t samples;
+    int64_t a, h, w;
+    int64_t b, H, W;
+    int64_t height, width;  // of the kernel
+    int64_t stride, padding;
+
+    int64_t taps() const { return height * width; }
+    int64_t columns() const { return taps() * b; }  // of the weight as a matrix of A rows
+
+    // The same where the kernel covers all of big, and small is a single pixel: then all of big is one pixel too.
+    Geometry simplified() const {
+        if (!(h == 1 && w == 1 && padding == 0 && H == height && W == width)) return *this;
+        return {samples, a, 1, 1, columns(), 1, 1, 1, 1, 1, 0};
+    }
+};
+
+// Pixels in memory: the words of one are neighbours.
+struct Map {
+    const char* data;
+    int64_t height, width;
+    int64_t pixel;  // bytes
+};
+
+// Along one axis, of a map that is read and one that is written: outputs first + out_step q for q < count read inputs
+// at[t] + in_step q by the taps[t]. Outputs that read by the same taps are a phase.
+struct Phase {
+    int64_t first, count;
+    std::vector<int64_t> taps, at;
+};
+
+struct Axis {
+    int64_t out_step, in_step;
+    std::vector<Phase> phases;
+
+    static Axis gathering(int64_t out, int64_t kernel, int64_t stride, int64_t padding) {
+        Phase phase{0, out, {}, {}};
+        for (int64_t t = 0; t < kernel; ++t) {
+            phase.taps.push_back(t);
+            phase.at.push_back(t - padding);
+        }
+        return {1, stride, {phase}};
+    }
+
+    static Axis scattering(int64_t out, int64_t kernel, int64_t stride, int64_t padding) {
+        Axis axis{stride, 1, {}};
+        for (int64_t first = 0; first < std::min(stride, out); ++first) {
+            Phase phase{first, ceil_div(out - first, stride), {}, {}};
+            for (int64_t t = (first + padding) % stride; t < kernel; t += stride) {
+                phase.taps.push_back(t);
+                phase.at.push_back((first + padding - t) / stride);  // without remainder
+            }
+            axis.phases.push_back(phase);
+        }
+        return axis;
+    }
+};
+
+// ---- panels of a weight
+
+// One word of float32, or of two bfloat16 whose second may be missing.
+template <typename S>
+constexpr int64_t PER_WORD = WORD / sizeof(S);
+
+// What is summed over comes in whole words.
+template <typename S>
+int64_t words_of(int64_t channels) {
+    STD_TORCH_CHECK(channels % PER_WORD<S> == 0, "expected an even number of channels to sum over, got ", channels);
+    return channels / PER_WORD<S>;
+}
+
+// panel[k][c] = the words k of row c, for `rows` of them; the other columns are zero
+template <typename S>
+void pack_rows(const S* const* lines, int64_t rows, int64_t words, int64_t columns, char* panel) {
+    for (int64_t k = 0; k < words; ++k, panel += columns * WORD) {
+        for (int64_t c = 0; c < rows; ++c) std::memcpy(panel + c * WORD, lines[c] + k * PER_WORD<S>, WORD);
+        std::memset(panel + rows * WORD, 0, (columns - rows) * WORD);
+    }
+}
+
+// panel[c] = the word of first[c] and, where there are two numbers in one, second[c]
+inline void interleave(const float* first, const float*, int64_t n, char* panel) { std::memcpy(panel, first, n * WORD); }
+
+inline void interleave(const BFloat16* first, const BFloat16* second, int64_t n, char* panel) {
+    const auto *low = reinterpret_cast<const uint16_t*>(first), *high = reinterpret_cast<const uint16_t*>(second);
+    auto* words = reinterpret_cast<uint32_t*>(panel);
+#pragma omp simd
+    for (int64_t c = 0; c < n; ++c) words[c] = low[c] | static_cast<uint32_t>(high[c]) << 16;
+}
+
+// A weight for one phase of outputs: [panel][tap][word][column].
+struct Panels {
+    int64_t taps, words, columns, count;
+
+    int64_t bytes_each() const { return taps * words * columns * WORD; }
+    int64_t bytes() const { return count * bytes_each(); }
+};
+
+// Taps of a kernel, row by row.
+std::vector<int64_t> taps_of(const Phase& rows, const Phase& columns, int64_t width) {
+    std::vector<int64_t> taps;
+    for (const int64_t y : rows.taps) {
+        for (const int64_t x : columns.taps) taps.push_back(y * width + x);
+    }
+    return taps;
+}
+
+// What is summed over are B's channels, and A's are the columns.
+template <typename S>
+void pack_for_small(const S* weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels, int64_t panel,
+                    char* packed) {
+    const int64_t first = panel * panels.columns, rows = std::min(panels.columns, g.a - first);
+    for (const int64_t tap : taps) {
+        const S* lines[MOST_COLUMNS];
+        for (int64_t c = 0; c < rows; ++c) lines[c] = weight + (first + c) * g.columns() + tap * g.b;
+        pack_rows(lines, rows, panels.words, panels.columns, packed);
+        packed += panels.words * panels.columns * WORD;
+    }
+}
+
+// What is summed over are A's channels, and B's are the columns.
+template <typename S>
+void pack_for_big(const S* weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels, int64_t panel,
+                  char* packed) {
+    const int64_t first = panel * panels.columns, columns = std::min(panels.columns, g.b - first);
+    for (const int64_t tap : taps) {
+        const S* row = weight + tap * g.b + first;
+        for (int64_t k = 0; k < panels.words; ++k, packed += panels.columns * WORD) {
+            const S *one = row + k * PER_WORD<S> * g.columns(), *other = one + g.columns();
+            interleave(one, other, columns, packed);
+            std::memset(packed + columns * WORD, 0, (panels.columns - columns) * WORD);
+        }
+    }
+}
+
+// ---- rows times panels
+
+// out[r][c] = sums[r][c] + bias[c], for `rows` rows of which the first `width` columns are wanted
+template <typename S>
+GANFAST_SIMD void store(const float* sums, int64_t rows, int64_t columns, int64_t width, const float* bias, S* const* out) {
+    for (int64_t r = 0; r < rows; ++r, sums += columns) {
+        S* const to = out[r];
+        if (bias) {
+#pragma omp simd
+            for (int64_t c = 0; c < width; ++c) to[c] = rounded<S>(sums[c] + bias[c]);
+        } else {
+#pragma omp simd
+            for (int64_t c = 0; c < width; ++c) to[c] = rounded<S>(sums[c]);
+        }
+    }
+}
+
+// A pixel (n, y, x) of samples of height times width pixels, and the ones after it in turn.
+struct Pixel {
+    int64_t height, width;
+    int64_t n, y, x;
+
+    Pixel(int64_t number, int64_t height, int64_t width)
+        : height(height), width(width), n(number / (height * width)), y(number / width % height), x(number % width) {}
+
+    void advance() {
+        if (++x < width) return;
+        x = 0;
+        if (++y < height) return;
+        y = 0;
+        ++n;
+    }
+};
+
+constexpr int64_t CHUNK = 256;  // rows that go through all panels together: what they read stays in the second-level cache
+
+// out = the products of in's rows with the panels that pack(taps, panels, panel, memory) makes, for every phase of the two axes.
+template <typename S, typename Pack>
+void multiply(const Map& in, int64_t samples, int64_t channels, const Axis& rows, const Axis& columns, int64_t kernel_width,
+              const Pack& pack, const float* bias, S* out, int64_t out_height, int64_t out_width, int64_t out_channels) {
+    const Tile& tile = tile_for(PER_WORD<S> == 2);
+    struct Part {
+        const Phase *y, *x;
+        std::vector<int64_t> taps;
+        Panels panels;
+        char* packed;
+        int64_t rows, chunks;
+    };
+    std::vector<Part> parts;
+    int64_t bytes = 0, most_chunks = 1;
+    const int64_t step = CHUNK / tile.rows * tile.rows, words = words_of<S>(channels);
+    for (const Phase& y : rows.phases) {
+        for (const Phase& x : columns.phases) {
+            std::vector<int64_t> taps = taps_of(y, x, kernel_width);
+            const Panels panels{static_cast<int64_t>(taps.size()), words, tile.columns, ceil_div(out_channels, tile.columns)};
+            const int64_t outputs = samples * y.count * x.count;
+            parts.push_back({&y, &x, std::move(taps), panels, nullptr, outputs, ceil_div(outputs, step)});
+            bytes += panels.bytes();
+            most_chunks = std::max(most_chunks, parts.back().chunks);
+        }
+    }
+    const int64_t panels = ceil_div(out_channels, tile.columns), kinds = static_cast<int64_t>(parts.size());
+    const Scratch packed(bytes), zeros(words * WORD);
+    std::memset(zeros.bytes(), 0, words * WORD);
+    char* next = packed.bytes();
+    for (Part& part : parts) {
+        part.packed = next;
+        next += part.panels.bytes();
+    }
+    for_each_task(kinds * panels, [&](int64_t task) {
+        const Part& part = parts[task / panels];
+        const int64_t panel = task % panels;
+        pack(part.taps, part.panels, panel, part.packed + panel * part.panels.bytes_each());
+    });
+
+    // groups of panels, where there are too few rows to keep all threads busy
+    const int64_t groups = std::clamp<int64_t>(ceil_div(4 * torch::stable::get_num_threads(), kinds * most_chunks), 1, panels);
+    for_each_task(kinds * most_chunks * groups, [&](int64_t task) {
+        const Part& part = parts[task / (most_chunks * groups)];
+        const int64_t chunk = task / groups % most_chunks, group = task % groups;
+        const int64_t first = chunk * step, end = std::min(part.rows, first + step);
+        if (first >= end) return;
+        const int64_t taps = part.panels.taps, tiles = ceil_div(end - first, tile.rows);
+        std::vector<const char*> lines(tiles * taps * tile.rows, zeros.bytes());
+        std::vector<S*> written(end - first);
+        Pixel at(first, part.y->count, part.x->count);
+        for (int64_t row = first, place = 0; row < end; ++row, at.advance()) {
+            const int64_t y = part.y->first + rows.out_step * at.y, x = part.x->first + columns.out_step * at.x;
+            written[row - first] = out + ((at.n * out_height + y) * out_width + x) * out_channels;
+            const char** line = lines.data() + place;
+            for (const int64_t from_y : part.y->at) {
+                const int64_t in_y = from_y + rows.in_step * at.y;
+                const char* const in_row = in.data + (at.n * in.height + in_y) * in.width * in.pixel;
+                for (const int64_t from_x : part.x->at) {
+                    const int64_t in_x = from_x + columns.in_step * at.x;
+                    const bool inside = in_y >= 0 && in_y < in.height && in_x >= 0 && in_x < in.width;
+                    if (inside) *line = in_row + in_x * in.pixel;
+                    line += tile.rows;
+                }
+            }
+            if (++place % tile.rows == 0) place += (taps - 1) * tile.rows;  // to the next tile
+        }
+        alignas(64) float sums[MOST_ROWS * MOST_COLUMNS];
+        for (int64_t panel = group * panels / groups; panel < (group + 1) * panels / groups; ++panel) {
+            const int64_t column = panel * tile.columns, width = std::min(tile.columns, out_channels - column);
+            const char* const of_panel = part.packed + panel * part.panels.bytes_each();
+            for (int64_t i = 0; i < tiles; ++i) {
+                tile.multiply(lines.data() + i * taps * tile.rows, taps, words, WORD, of_panel, sums);
+                const int64_t valid = std::min(tile.rows, end - first - i * tile.rows);
+                S* out_rows[MOST_ROWS];
+                for (int64_t r = 0; r < valid; ++r) out_rows[r] = written[i * tile.rows + r] + column;
+                store(sums, valid, tile.columns, width, bias ? bias + column : nullptr, out_rows);
+            }
+        }
+    });
+}
+
+// ---- maps of few channels
+
+constexpr int64_t FEW = 16;
+
+// A copy of big with its padding, so that the pixels that a row of the kernel reads are neighbours in memory.
+template <typename S>
+class Padded {
+public:
+    const int64_t height, width;
+
+    Padded(const S* big, const Geometry& g)
+        : height(g.stride * (g.h - 1) + g.height),
+          width(g.stride * (g.w - 1) + g.width),
+          memory_(g.samples * height * width * g.b * sizeof(S)) {
+        const int64_t line = width * g.b, left = g.padding * g.b, inside = std::min(g.W, width - g.padding) * g.b;
+        for_each_task(g.samples, [&](int64_t n) {
+            S* out = data() + n * height * line;
+            std::memset(static_cast<void*>(out), 0, height * line * sizeof(S));
+            for (int64_t y = 0; y < std::min(g.H, height - g.padding); ++y) {
+                std::memcpy(static_cast<void*>(out + (y + g.padding) * line + left), big + (n * g.H + y) * g.W * g.b,
+                            inside * sizeof(S));
+            }
+        });
+    }
+
+    S* data() const { return reinterpret_cast<S*>(memory_.bytes()); }
+
+private:
+    Scratch memory_;
+};
+
+// The same convolution with the taps of a kernel's row as channels: big is padded, its pixels overlap.
+Geometry merged(const Geometry& g, int64_t height, int64_t width) {
+    return {g.samples, g.a, g.h, g.w, g.b * g.width, height, width, g.height, 1, g.stride, 0};
+}
+
+// ---- the three products
+
+template <typename S>
+void to_small(const S* big, const S* weight, const float* bias, const Geometry& given, S* small) {
+    const Geometry whole = given.simplified();
+    const auto run = [&](const Map& map, const Geometry& g) {
+        multiply<S>(
+            map, g.samples, g.b, Axis::gathering(g.h, g.height, g.stride, g.padding),
+            Axis::gathering(g.w, g.width, g.stride, g.padding), g.width,
+            [&](const std::vector<int64_t>& taps, const Panels& panels, int64_t panel, char* packed) {
+                pack_for_small(weight, g, taps, panels, panel, packed);
+            },
+            bias, small, g.h, g.w, g.a);
+    };
+    if ((whole.b <= FEW || whole.b % 2) && whole.width > 1) {
+        const Padded<S> padded(big, whole);
+        const Map map{reinterpret_cast<const char*>(padded.data()), padded.height, padded.width,
+                      whole.b * static_cast<int64_t>(sizeof(S))};
+        return run(map, merged(whole, padded.height, padded.width));
+    }
+    run({reinterpret_cast<const char*>(big), whole.H, whole.W, whole.b * static_cast<int64_t>(sizeof(S))}, whole);
+}
+
+// big of few channels: the products of every pixel of small with all of the weight, which are added where they belong.
+template <typename S>
+void fold_to_big(const S* small, const S* weight, const float* bias, const Geometry& g, S* big) {
+    const Tile& tile = tile_for(PER_WORD<S> == 2);
+    const int64_t columns = g.columns(), pixels = g.h * g.w, words = words_of<S>(g.a);
+    const Panels panels{1, words, tile.columns, ceil_div(columns, tile.columns)};
+    const Scratch packed(panels.bytes());
+    const Geometry matrix{g.samples, g.a, 1, 1, columns, 1, 1, 1, 1, 1, 0};
+    for_each_task(panels.count, [&](int64_t panel) {
+        pack_for_big(weight, matrix, {0}, panels, panel, packed.bytes() + panel * panels.bytes_each());
+    });
+    for_each_task(g.samples, [&](int64_t n) {
+        const int64_t stride = panels.count * tile.columns, line = g.W * g.b;
+        std::vector<float> products(ceil_div(pixels, tile.rows) * tile.rows * stride), sums(g.H * line);
+        alignas(64) float of_tile[MOST_ROWS * MOST_COLUMNS];
+        for (int64_t first = 0; first < pixels; first += tile.rows) {
+            const char* lines[MOST_ROWS];
+            for (int64_t r = 0; r < tile.rows; ++r) {
+                lines[r] = reinterpret_cast<const char*>(small + (n * pixels + std::min(first + r, pixels - 1)) * g.a);
+            }
+            for (int64_t panel = 0; panel < panels.count; ++panel) {
+                tile.multiply(lines, 1, words, WORD, packed.bytes() + panel * panels.bytes_each(), of_tile);
+                for (int64_t r = 0; r < tile.rows; ++r) {
+                    std::copy_n(of_tile + r * tile.columns, tile.columns,
+                                products.data() + (first + r) * stride + panel * tile.columns);
+                }
+            }
+        }
+        for (int64_t i = 0; i < g.h; ++i) {
+            for (int64_t ky = 0; ky < g.height; ++ky) {
+                const int64_t y = g.stride * i - g.padding + ky;
+                if (y < 0 || y >= g.H) continue;
+                for (int64_t j = 0; j < g.w; ++j) {
+                    // the columns of a row of the kernel are neighbours, and so are the pixels that they go to
+                    const int64_t left = g.stride * j - g.padding;
+                    const int64_t begin = std::max<int64_t>(0, -left), end = std::min(g.width, g.W - left);
+                    const float* from = products.data() + (i * g.w + j) * stride + ky * g.width * g.b;
+                    float* to = sums.data() + y * line + left * g.b;
+                    for (int64_t c = begin * g.b; c < end * g.b; ++c) to[c] += from[c];
+                }
+            }
+        }
+        if (bias) {
+            for (int64_t i = 0; i < g.H * line; ++i) sums[i] += bias[i % g.b];
+        }
+        S* const to = big + n * g.H * line;
+        store(sums.data(), 1, g.H * line, g.H * line, nullptr, &to);
+    });
+}
+
+template <typename S>
+void to_big(const S* small, const S* weight, const float* bias, const Geometry& given, S* big) {
+    const Geometry g = given.simplified();
+    std::vector<float> spread;  // of a simplified geometry, where every tap is a channel
+    if (bias && g.b != given.b) {
+        for (int64_t c = 0; c < g.b; ++c) spread.push_back(bias[c % given.b]);
+        bias = spread.data();
+    }
+    if (g.b <= FEW) return fold_to_big(small, weight, bias, g, big);
+    multiply<S>(
+        {reinterpret_cast<const char*>(small), g.h, g.w, g.a * static_cast<int64_t>(sizeof(S))}, g.samples, g.a,
+        Axis::scattering(g.H, g.height, g.stride, g.padding), Axis::scattering(g.W, g.width, g.stride, g.padding), g.width,
+        [&](const std::vector<int64_t>& taps, const Panels& panels, int64_t panel, char* packed) {
+            pack_for_big(weight, g, taps, panels, panel, packed);
+        },
+        bias, big, g.H, g.W, g.b);
+}
+
+constexpr int64_t BLOCK = 256;     // pixels of small that are summed over before the next ones: their panel stays in a near cache
+constexpr int64_t NEAR = 1 << 17;  // sums that a group of panels adds to in turn: half of a second-level cache
+constexpr int64_t SPLITS = 16;     // parts of all pixels, at most, that are summed apart where there are few panels
+
+// panel[k][c] = the words of big that columns from `column` on of the weight meet at small's pixels from word `first` on
+template <typename S>
+void pack_pixels(const Map& map, const Geometry& g, const S* nothing, int64_t first, int64_t words, int64_t column,
+                 int64_t columns, char* panel) {
+    const int64_t width = std::min(columns, g.columns() - column);
+    for (int64_t c = 0; c < width;) {  // a run of columns of one tap
+        const int64_t tap = (column + c) / g.b, channel = (column + c) % g.b, run = std::min(width - c, g.b - channel);
+        const int64_t from_y = tap / g.width - g.padding, from_x = tap % g.width - g.padding;
+        Pixel at(first * PER_WORD<S>, g.h, g.w);
+        const auto next = [&] {
+            const int64_t y = g.stride * at.y + from_y, x = g.stride * at.x + from_x;
+            const bool inside = at.n < g.samples && y >= 0 && y < map.height && x >= 0 && x < map.width;
+            const char* pixel = map.data + ((at.n * map.height + y) * map.width + x) * map.pixel;
+            at.advance();
+            return inside ? reinterpret_cast<const S*>(pixel) + channel : nothing;
+        };
+        for (int64_t k = 0; k < words; ++k) {
+            const S* one = next();
+            interleave(one, PER_WORD<S> == 2 ? next() : one, run, panel + (k * columns + c) * WORD);
+        }
+        c += run;
+    }
+    for (int64_t k = 0; k < words && width < columns; ++k) {
+        std::memset(panel + (k * columns + width) * WORD, 0, (columns - width) * WORD);
+    }
+}
+
+// weight[a][column] = sum over pixels of small[pixel][a] big[the pixel of the column's tap][the column's channel]
+template <typename S>
+void to_weight(const S* small, const Map& map, const Geometry& g, S* weight) {
+    const Tile& tile = tile_for(PER_WORD<S> == 2);
+    const int64_t pixels = g.samples * g.h * g.w, columns = g.columns();
+    const int64_t words = ceil_div(pixels, PER_WORD<S>), block = BLOCK / PER_WORD<S>;
+    const int64_t heights = ceil_div(g.a, tile.rows), panels = ceil_div(columns, tile.columns);
+
+    const int64_t widest = std::max(g.b, g.a) * static_cast<int64_t>(sizeof(S));
+    const Scratch zeros(widest);
+    std::memset(zeros.bytes(), 0, widest);
+    const S* const nothing = reinterpret_cast<const S*>(zeros.bytes());
+
+    // small as [block][tile of channels][word][channel]
+    const Scratch packed(heights * words * tile.rows * WORD);
+    for_each_task(ceil_div(words, block), [&](int64_t b) {
+        const int64_t first = b * block, end = std::min(words, first + block);
+        for (int64_t k = first; k < end; ++k) {
+            const S* one = small + k * PER_WORD<S> * g.a;
+            const S* other = k * PER_WORD<S> + 1 < pixels ? one + g.a : nothing;
+            for (int64_t height = 0; height < heights; ++height) {
+                const int64_t a = height * tile.rows, rows = std::min(tile.rows, g.a - a);
+                char* to = packed.bytes() + ((first * heights + height * (end - first)) + k - first) * tile.rows * WORD;
+                interleave(one + a, other == nothing ? nothing : other + a, rows, to);
+                std::memset(to + rows * WORD, 0, (tile.rows - rows) * WORD);
+            }
+        }
+    });
+
+    // A group of panels goes through the pixels together, so that what their taps share of big is read from a near cache.
+    const int64_t splits = std::clamp<int64_t>(std::min(SPLITS / panels, words / block), 1, SPLITS),
+                  blocks = ceil_div(words, block);
+    const int64_t sums_each = heights * tile.rows * tile.columns, near = std::max<int64_t>(1, NEAR / sums_each);
+    const int64_t groups = std::min<int64_t>(panels, std::max<int64_t>(torch::stable::get_num_threads(), panels / near));
+    const Scratch partial(splits * panels * sums_each * sizeof(float));
+    for_each_task(groups * splits, [&](int64_t task) {
+        const int64_t group = task % groups, split = task / groups;
+        const int64_t begin = group * panels / groups, end = (group + 1) * panels / groups;
+        float* const sums = partial.floats() + split * panels * sums_each;
+        std::fill(sums + begin * sums_each, sums + end * sums_each, 0.0f);
+        std::vector<char> of_block(block * tile.columns * WORD);
+        for (int64_t b = split * blocks / splits; b < (split + 1) * blocks / splits; ++b) {
+            const int64_t first = b * block, length = std::min(words - first, block);
+            const char* const of_small = packed.bytes() + first * heights * tile.rows * WORD;
+            for (int64_t panel = begin; panel < end; ++panel) {
+                pack_pixels(map, g, nothing, first, length, panel * tile.columns, tile.columns, of_block.data());
+                for (int64_t height = 0; height < heights; ++height) {
+                    const char* lines[MOST_ROWS];
+                    for (int64_t r = 0; r < tile.rows; ++r) lines[r] = of_small + (height * length * tile.rows + r) * WORD;
+                    alignas(64) float product[MOST_ROWS * MOST_COLUMNS];
+                    tile.multiply(lines, 1, length, tile.rows * WORD, of_block.data(), product);
+                    add(product, sums + panel * sums_each + height * tile.rows * tile.columns, tile.rows * tile.columns);
+                }
+            }
+        }
+    });
+    for_each_task(panels, [&](int64_t panel) {
+        const int64_t column = panel * tile.columns, width = std::min(tile.columns, columns - column);
+        float* const sums = partial.floats() + panel * sums_each;
+        for (int64_t split = 1; split < splits; ++split) add(sums + split * panels * sums_each, sums, sums_each);
+        std::vector<S*> rows(g.a);
+        for (int64_t a = 0; a < g.a; ++a) rows[a] = weight + a * columns + column;
+        store(sums, g.a, tile.columns, width, nullptr, rows.data());
+    });
+}
+
+template <typename S>
+void to_weight(const S* small, const S* big, const Geometry& given, S* weight) {
+    const Geometry g = given.simplified();
+    const int64_t pixel = g.b * static_cast<int64_t>(sizeof(S));
+    if (g.b <= FEW && g.width > 1) {
+        const Padded<S> padded(big, g);
+        const Map map{reinterpret_cast<const char*>(padded.data()), padded.height, padded.width, pixel};
+        return to_weight(small, map, merged(g, padded.height, padded.width), weight);
+    }
+    to_weight(small, {reinterpret_cast<const char*>(big), g.H, g.W, pixel}, g, weight);
+}
+
+// ---- tensors
+
+// channels last, as sizes in (N, C, H, W)
+Tensor empty_channels_last(const std::array<int64_t, 4>& sizes, const Tensor& near) {
+    const std::array<int64_t, 4> strides{sizes[1] * sizes[2] * sizes[3], 1, sizes[3] * sizes[1], sizes[1]};
+    return pooled_strided({sizes.data(), 4}, {strides.data(), 4}, near.scalar_type(), near);
+}
+
+// Four dimensions, channels last; itself where it lies so.
+Tensor channels_last(const Tensor& tensor, const char* name) {
+    STD_TORCH_CHECK(tensor.dim() == 4 && tensor.numel() > 0, "expected ", name,
+                    " in four dimensions with at least one element, got ", shape_of(tensor));
+    if (is_channels_last(tensor)) return tensor;
+    Tensor copied = empty_channels_last({tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)}, tensor);
+    return torch::stable::copy_(copied, tensor);
+}
+
+template <typename F>
+void with_float_or_bfloat16(ScalarType type, const F& body) {
+    if (type == ScalarType::Float) return body(float());
+    STD_TORCH_CHECK(type == ScalarType::BFloat16, "expected tensors in float32 or bfloat16");
+    body(BFloat16());
+}
+
+// The two factors, of which one may determine less than all of the geometry.
+void expect_factors(const Tensor& one, const Tensor& other, int64_t stride, int64_t padding) {
+    STD_TORCH_CHECK(one.scalar_type() == other.scalar_type(), "expected both factors in one dtype");
+    STD_TORCH_CHECK(stride >= 1 && padding >= 0, "expected a stride >= 1 and a padding >= 0, got ", stride, " and ", padding);
+}
+
+void expect_match(int64_t channels, int64_t others, const Tensor& one, const Tensor& other) {
+    STD_TORCH_CHECK(channels == others, "expected factors that fit, got ", shape_of(one), " and ", shape_of(other));
+}
+
+Parameter bias_for(const Parameter& bias, int64_t channels) {
+    STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == channels), "expected bias (", channels, ",), got ",
+                    bias ? shape_of(*bias) : "");
+    return widened(bias, ScalarType::Float);
+}
+
+// The pixels of small along an axis, of which big has `extent`.
+int64_t extent_of_small(int64_t extent, int64_t kernel, int64_t stride, int64_t padding) {
+    STD_TORCH_CHECK(extent + 2 * padding >= kernel, "expected a kernel no larger than the padded map, got ", kernel, " and ",
+                    extent + 2 * padding);
+    return (extent + 2 * padding - kernel) / stride + 1;
+}
+
+Tensor convolve(const Tensor& given_big, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
+                int64_t padding) {
+    const Tensor big = channels_last(given_big, "x"), weight = channels_last(given_weight, "weight");
+    expect_factors(big, weight, stride, padding);
+    expect_match(big.size(1), weight.size(1), big, weight);
+    const Geometry g{big.size(0),
+                     weight.size(0),
+                     extent_of_small(big.size(2), weight.size(2), stride, padding),
+                     extent_of_small(big.size(3), weight.size(3), stride, padding),
+                     big.size(1),
+                     big.size(2),
+                     big.size(3),
+                     weight.size(2),
+                     weight.size(3),
+                     stride,
+                     padding};
+    const Parameter bias = bias_for(given_bias, g.a);
+    const Tensor small = empty_channels_last({g.samples, g.a, g.h, g.w}, big);
+    with_float_or_bfloat16(big.scalar_type(), [&](auto s) {
+        using S = decltype(s);
+        to_small(data_of<S>(big), data_of<S>(weight), data_of<float>(bias), g, mutable_data_of<S>(small));
+    });
+    return small;
+}
+
+// The geometry of two maps and a kernel, of which small's must be what the kernel makes of big.
+Geometry between(const Tensor& small, int64_t b, int64_t height, int64_t width, int64_t kernel_height, int64_t kernel_width,
+                 int64_t stride, int64_t padding) {
+    const int64_t h = extent_of_small(height, kernel_height, stride, padding);
+    const int64_t w = extent_of_small(width, kernel_width, stride, padding);
+    STD_TORCH_CHECK(small.size(2) == h && small.size(3) == w, "expected a small map of ", h, " x ", w, " pixels, got ",
+                    shape_of(small));
+    return {small.size(0), small.size(1), h, w, b, height, width, kernel_height, kernel_width, stride, padding};
+}
+
+Tensor transposed_convolve(const Tensor& given_small, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
+                           int64_t padding, int64_t height, int64_t width) {
+    const Tensor small = channels_last(given_small, "x"), weight = channels_last(given_weight, "weight");
+    expect_factors(small, weight, stride, padding);
+    expect_match(small.size(1), weight.size(0), small, weight);
+    const Geometry g = between(small, weight.size(1), height, width, weight.size(2), weight.size(3), stride, padding);
+    const Parameter bias = bias_for(given_bias, g.b);
+    const Tensor big = empty_channels_last({g.samples, g.b, height, width}, small);
+    with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
+        using S = decltype(s);
+        to_big(data_of<S>(small), data_of<S>(weight), data_of<float>(bias), g, mutable_data_of<S>(big));
+    });
+    return big;
+}
+
+Tensor convolution_weight_gradient(const Tensor& given_small, const Tensor& given_big, int64_t height, int64_t width,
+                                   int64_t stride, int64_t padding) {
+    const Tensor small = channels_last(given_small, "small"), big = channels_last(given_big, "big");
+    expect_factors(small, big, stride, padding);
+    expect_match(small.size(0), big.size(0), small, big);
+    const Geometry g = between(small, big.size(1), big.size(2), big.size(3), height, width, stride, padding);
+    const Tensor weight = empty_channels_last({g.a, g.b, height, width}, small);
+    with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
+        using S = decltype(s);
+        to_weight(data_of<S>(small), data_of<S>(big), g, mutable_data_of<S>(weight));
+    });
+    return weight;
+}
+
+}  // namespace
+}  // namespace ganfast
+
+STABLE_TORCH_LIBRARY_IMPL(ganfast, CPU, library) {
+    library.impl("tiled_convolve", TORCH_BOX(&ganfast::convolve));
+    library.impl("tiled_transposed_convolve", TORCH_BOX(&ganfast::transposed_convolve));
+    library.impl("tiled_convolution_weight_gradient", TORCH_BOX(&ganfast::convolution_weight_gradient));
+}

@@ -1,0 +1,99 @@
+"""The C++ kernels of convolutions against PyTorch's own, by the one rule of tests/parity.py, with the tiles of all processors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from cases import BATCH_LAYOUTS
+from convolution_checks import CASES, Case
+from parity import assert_parity
+from torch import Tensor
+
+from ganfast.ops import convolution, library
+
+pytestmark = pytest.mark.tier(2)
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _the_kernels_are_there() -> None:
+    assert library.CPU == "cpp", f"expected the C++ kernels, got the {library.CPU}"
+
+
+def products(case: Case, dtype: torch.dtype) -> Iterator[tuple[str, tuple[object, ...], Callable[..., Tensor], int]]:
+    """Name, arguments, reference and length of the sums of all that the kernels can do of a case."""
+    big, small, weight = case.make(dtype)
+    steps, taps = (case.stride, case.padding), case.kernel**2
+    if dtype == torch.float32 or case.b * case.kernel % 2 == 0:
+        yield "convolve", (big, weight, torch.randn(case.a), *steps), convolution.convolve_reference, taps * case.b
+    if dtype == torch.float32 or case.a % 2 == 0:
+        arguments = (small, weight, torch.randn(case.b), *steps, *case.extents)
+        yield "transposed_convolve", arguments, convolution.transposed_convolve_reference, taps * case.a
+    arguments = (small, big, case.kernel, case.kernel, *steps)
+    length = case.n * case.h**2
+    yield "convolution_weight_gradient", arguments, convolution.convolution_weight_gradient_reference, length
+
+
+def exact(arguments: tuple[object, ...]) -> list[object]:
+    return [a.double() if isinstance(a, Tensor) else a for a in arguments]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_parity(case: Case, dtype: torch.dtype) -> None:
+    for name, arguments, reference, length in products(case, dtype):
+        found = getattr(torch.ops.ganfast, f"tiled_{name}")(*arguments)
+        assert_parity(found, reference(*arguments), reference(*exact(arguments)), reduce_length=length, name=name)
+
+
+@pytest.mark.parametrize("layout", BATCH_LAYOUTS)
+def test_factors_lie_anyhow(layout: str) -> None:
+    for name, arguments, *_ in products(CASES[0], torch.float32):
+        op = getattr(torch.ops.ganfast, f"tiled_{name}")
+        laid_out = [BATCH_LAYOUTS[layout](a) if isinstance(a, Tensor) and a.dim() == 4 else a for a in arguments]
+        packed = [a.contiguous() if isinstance(a, Tensor) else a for a in laid_out]
+        assert torch.equal(op(*laid_out), op(*packed)), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for case in CASES:
+            for name, arguments, *_ in products(case, dtype):
+                op = getattr(torch.ops.ganfast, f"tiled_{name}")
+                results = []
+                for count in (1, 2, 5):
+                    torch.set_num_threads(count)
+                    results.append(op(*arguments))
+                assert all(torch.equal(results[0], other) for other in results[1:]), (name, case)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_and_inf_stay_where_they_reach(dtype: torch.dtype, value: float) -> None:
+    for case in (CASES[0], CASES[3]):
+        for name, arguments, reference, _ in products(case, dtype):
+            arguments[0][1, 1, 2, 3] = value
+            found, expected = getattr(torch.ops.ganfast, f"tiled_{name}")(*arguments), reference(*exact(arguments))
+            assert torch.equal(found.isfinite(), expected.isfinite()), name
+            assert not found.isfinite().all()
+
+
+@pytest.mark.parametrize("tile", ["baseline", "avx2", "avx512"])
+def test_the_tiles_of_lesser_processors(tile: str) -> None:
+    """Each with a process of its own, because a tile is chosen once."""
+    root = Path(__file__).parents[1]
+    script = "import test_convolution_parity as t; [t.test_parity(c, d) for c in t.CASES for d in t.DTYPES]; print('ran')"
+    path = os.pathsep.join([str(root), str(root / "ops"), str(root.parent)])
+    environment = {**os.environ, "PYTHONPATH": path, "GANFAST_TILE": tile}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout == "ran\n", done.stderr[-4000:]

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ganfast import tuning
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("GANFAST_CACHE", str(tmp_path / "cache"))
+    _forget()
+    yield tmp_path / "cache"
+    _forget()
+
+
+def _forget() -> None:
+    """As in a new process."""
+    tuning._file.cache_clear()
+    tuning._known.clear()
+
+
+def slow() -> None:
+    time.sleep(0.02)
+
+
+def quick() -> None:
+    pass
+
+
+def test_the_fastest_is_measured_once_and_remembered(folder: Path) -> None:
+    calls: list[str] = []
+    ways = {"slow": lambda: (calls.append("slow"), slow()), "quick": lambda: calls.append("quick")}
+    assert tuning.fastest("op (1, 2)", ways) == "quick"
+    measured = len(calls)
+    assert tuning.fastest("op (1, 2)", ways) == "quick"
+    assert len(calls) == measured
+    ((machine, known),) = json.loads((folder / "tuning.json").read_text()).items()
+    assert known == {"op (1, 2)": "quick"}
+    assert "threads, torch 2" in machine
+
+
+def test_a_later_process_chooses_what_the_first_one_measured() -> None:
+    tuning.fastest("op", {"a": slow, "b": quick})
+    _forget()
+    assert tuning.fastest("op", {"a": quick, "b": slow}) == "b"
+
+
+def test_what_another_process_chose_meanwhile_holds(folder: Path) -> None:
+    def other_process() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tuning.json").write_text(json.dumps({tuning._machine(): {"op": "slow"}}))
+
+    assert tuning.fastest("op", {"quick": other_process, "slow": slow}) == "slow"
+
+
+def test_an_unknown_choice_is_measured_again(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "tuning.json").write_text(json.dumps({tuning._machine(): {"op": "gone"}}))
+    assert tuning.fastest("op", {"slow": slow, "quick": quick}) == "quick"
+    assert json.loads((folder / "tuning.json").read_text())[tuning._machine()]["op"] == "quick"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}'])
+def test_a_damaged_file_is_replaced(folder: Path, text: str) -> None:
+    folder.mkdir()
+    (folder / "tuning.json").write_text(text)
+    assert tuning.fastest("op", {"slow": slow, "quick": quick}) == "quick"
+    assert json.loads((folder / "tuning.json").read_text())[tuning._machine()] == {"op": "quick"}
+
+
+def test_without_a_folder_each_process_measures(folder: Path) -> None:
+    folder.parent.joinpath("cache").write_text("a file")
+    assert tuning.fastest("op", {"slow": slow, "quick": quick}) == "quick"
+    _forget()
+    assert tuning.fastest("op", {"slow": quick, "quick": slow}) == "slow"
