@@ -5,6 +5,7 @@ Maps and weights lie channels last, PyTorch's faster layout here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -45,11 +46,13 @@ def of_layer(
         ),
     }
     for product, (name, reference, arguments) in products.items():
-        tiled = getattr(torch.ops.ganfast, f"tiled_{name}")
+        ways = {"torch": reference}
+        for way in ("tiled", *["winograd"] * (stride == 2 and b > 3)):
+            ways[way] = getattr(torch.ops.ganfast, f"{way}_{name}")
         yield Case(
             "convolution",
             f"{a} to {b} channels at {extent} x {extent}, {product}, {str(dtype).removeprefix('torch.')}",
-            {"torch": lambda r=reference, args=arguments: r(*args), "ganfast": lambda t=tiled, args=arguments: t(*args)},  # type: ignore[misc]
+            {way: functools.partial(call, *arguments) for way, call in ways.items()},
             stock=("torch",),
             flops=2 * BATCH * a * b * (extent * kernel) ** 2,
             dtype=dtype,

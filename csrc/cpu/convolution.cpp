@@ -8,68 +8,13 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
-#include <optional>
 #include <vector>
 
-#include "../common/volume.h"
-#include "columns.h"
-#include "pool.h"
-#include "tile.h"
+#include "factors.h"
 
 namespace ganfast {
 namespace {
-
-using torch::headeronly::BFloat16;
-
-// ---- memory and threads
-
-// Memory for the time of a call, from the pool.
-class Scratch {
-public:
-    explicit Scratch(int64_t bytes) : data_(static_cast<char*>(Pool::shared().take(bytes))) {}
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    ~Scratch() { Pool::shared().give(data_); }
-
-    char* bytes() const { return data_; }
-    float* floats() const { return reinterpret_cast<float*>(data_); }
-
-private:
-    char* data_;
-};
-
-// body(task) for all tasks
-template <typename F>
-void for_each_task(int64_t tasks, const F& body) {
-    torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) body(task);
-    });
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// ---- the two maps and the weight between them
-
-// small (N, A, h, w) and big (N, B, H, W), whose pixels [stride i - padding + t] meet small's [i] at tap t of the weight
-// (A, B, height, width), which lies as [A][height][width][B].
-struct Geometry {
-    int64_t samples;
-    int64_t a, h, w;
-    int64_t b, H, W;
-    int64_t height, width;  // of the kernel
-    int64_t stride, padding;
-
-    int64_t taps() const { return height * width; }
-    int64_t columns() const { return taps() * b; }  // of the weight as a matrix of A rows
-
-    // The same where the kernel covers all of big, and small is a single pixel: then all of big is one pixel too.
-    Geometry simplified() const {
-        if (!(h == 1 && w == 1 && padding == 0 && H == height && W == width)) return *this;
-        return {samples, a, 1, 1, columns(), 1, 1, 1, 1, 1, 0};
-    }
-};
 
 // Pixels in memory: the words of one are neighbours.
 struct Map {
@@ -112,46 +57,6 @@ struct Axis {
     }
 };
 
-// ---- panels of a weight
-
-// One word of float32, or of two bfloat16 whose second may be missing.
-template <typename S>
-constexpr int64_t PER_WORD = WORD / sizeof(S);
-
-// What is summed over comes in whole words.
-template <typename S>
-int64_t words_of(int64_t channels) {
-    STD_TORCH_CHECK(channels % PER_WORD<S> == 0, "expected an even number of channels to sum over, got ", channels);
-    return channels / PER_WORD<S>;
-}
-
-// panel[k][c] = the words k of row c, for `rows` of them; the other columns are zero
-template <typename S>
-void pack_rows(const S* const* lines, int64_t rows, int64_t words, int64_t columns, char* panel) {
-    for (int64_t k = 0; k < words; ++k, panel += columns * WORD) {
-        for (int64_t c = 0; c < rows; ++c) std::memcpy(panel + c * WORD, lines[c] + k * PER_WORD<S>, WORD);
-        std::memset(panel + rows * WORD, 0, (columns - rows) * WORD);
-    }
-}
-
-// panel[c] = the word of first[c] and, where there are two numbers in one, second[c]
-inline void interleave(const float* first, const float*, int64_t n, char* panel) { std::memcpy(panel, first, n * WORD); }
-
-inline void interleave(const BFloat16* first, const BFloat16* second, int64_t n, char* panel) {
-    const auto *low = reinterpret_cast<const uint16_t*>(first), *high = reinterpret_cast<const uint16_t*>(second);
-    auto* words = reinterpret_cast<uint32_t*>(panel);
-#pragma omp simd
-    for (int64_t c = 0; c < n; ++c) words[c] = low[c] | static_cast<uint32_t>(high[c]) << 16;
-}
-
-// A weight for one phase of outputs: [panel][tap][word][column].
-struct Panels {
-    int64_t taps, words, columns, count;
-
-    int64_t bytes_each() const { return taps * words * columns * WORD; }
-    int64_t bytes() const { return count * bytes_each(); }
-};
-
 // Taps of a kernel, row by row.
 std::vector<int64_t> taps_of(const Phase& rows, const Phase& columns, int64_t width) {
     std::vector<int64_t> taps;
@@ -161,50 +66,7 @@ std::vector<int64_t> taps_of(const Phase& rows, const Phase& columns, int64_t wi
     return taps;
 }
 
-// What is summed over are B's channels, and A's are the columns.
-template <typename S>
-void pack_for_small(const S* weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels, int64_t panel,
-                    char* packed) {
-    const int64_t first = panel * panels.columns, rows = std::min(panels.columns, g.a - first);
-    for (const int64_t tap : taps) {
-        const S* lines[MOST_COLUMNS];
-        for (int64_t c = 0; c < rows; ++c) lines[c] = weight + (first + c) * g.columns() + tap * g.b;
-        pack_rows(lines, rows, panels.words, panels.columns, packed);
-        packed += panels.words * panels.columns * WORD;
-    }
-}
-
-// What is summed over are A's channels, and B's are the columns.
-template <typename S>
-void pack_for_big(const S* weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels, int64_t panel,
-                  char* packed) {
-    const int64_t first = panel * panels.columns, columns = std::min(panels.columns, g.b - first);
-    for (const int64_t tap : taps) {
-        const S* row = weight + tap * g.b + first;
-        for (int64_t k = 0; k < panels.words; ++k, packed += panels.columns * WORD) {
-            const S *one = row + k * PER_WORD<S> * g.columns(), *other = one + g.columns();
-            interleave(one, other, columns, packed);
-            std::memset(packed + columns * WORD, 0, (panels.columns - columns) * WORD);
-        }
-    }
-}
-
 // ---- rows times panels
-
-// out[r][c] = sums[r][c] + bias[c], for `rows` rows of which the first `width` columns are wanted
-template <typename S>
-GANFAST_SIMD void store(const float* sums, int64_t rows, int64_t columns, int64_t width, const float* bias, S* const* out) {
-    for (int64_t r = 0; r < rows; ++r, sums += columns) {
-        S* const to = out[r];
-        if (bias) {
-#pragma omp simd
-            for (int64_t c = 0; c < width; ++c) to[c] = rounded<S>(sums[c] + bias[c]);
-        } else {
-#pragma omp simd
-            for (int64_t c = 0; c < width; ++c) to[c] = rounded<S>(sums[c]);
-        }
-    }
-}
 
 // A pixel (n, y, x) of samples of height times width pixels, and the ones after it in turn.
 struct Pixel {
@@ -542,69 +404,13 @@ void to_weight(const S* small, const S* big, const Geometry& given, S* weight) {
     to_weight(small, {reinterpret_cast<const char*>(big), g.H, g.W, pixel}, g, weight);
 }
 
-// ---- tensors
-
-// channels last, as sizes in (N, C, H, W)
-Tensor empty_channels_last(const std::array<int64_t, 4>& sizes, const Tensor& near) {
-    const std::array<int64_t, 4> strides{sizes[1] * sizes[2] * sizes[3], 1, sizes[3] * sizes[1], sizes[1]};
-    return pooled_strided({sizes.data(), 4}, {strides.data(), 4}, near.scalar_type(), near);
-}
-
-// Four dimensions, channels last; itself where it lies so.
-Tensor channels_last(const Tensor& tensor, const char* name) {
-    STD_TORCH_CHECK(tensor.dim() == 4 && tensor.numel() > 0, "expected ", name,
-                    " in four dimensions with at least one element, got ", shape_of(tensor));
-    if (is_channels_last(tensor)) return tensor;
-    Tensor copied = empty_channels_last({tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)}, tensor);
-    return torch::stable::copy_(copied, tensor);
-}
-
-template <typename F>
-void with_float_or_bfloat16(ScalarType type, const F& body) {
-    if (type == ScalarType::Float) return body(float());
-    STD_TORCH_CHECK(type == ScalarType::BFloat16, "expected tensors in float32 or bfloat16");
-    body(BFloat16());
-}
-
-// The two factors, of which one may determine less than all of the geometry.
-void expect_factors(const Tensor& one, const Tensor& other, int64_t stride, int64_t padding) {
-    STD_TORCH_CHECK(one.scalar_type() == other.scalar_type(), "expected both factors in one dtype");
-    STD_TORCH_CHECK(stride >= 1 && padding >= 0, "expected a stride >= 1 and a padding >= 0, got ", stride, " and ", padding);
-}
-
-void expect_match(int64_t channels, int64_t others, const Tensor& one, const Tensor& other) {
-    STD_TORCH_CHECK(channels == others, "expected factors that fit, got ", shape_of(one), " and ", shape_of(other));
-}
-
-Parameter bias_for(const Parameter& bias, int64_t channels) {
-    STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == channels), "expected bias (", channels, ",), got ",
-                    bias ? shape_of(*bias) : "");
-    return widened(bias, ScalarType::Float);
-}
-
-// The pixels of small along an axis, of which big has `extent`.
-int64_t extent_of_small(int64_t extent, int64_t kernel, int64_t stride, int64_t padding) {
-    STD_TORCH_CHECK(extent + 2 * padding >= kernel, "expected a kernel no larger than the padded map, got ", kernel, " and ",
-                    extent + 2 * padding);
-    return (extent + 2 * padding - kernel) / stride + 1;
-}
+// ---- ops
 
 Tensor convolve(const Tensor& given_big, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
                 int64_t padding) {
     const Tensor big = channels_last(given_big, "x"), weight = channels_last(given_weight, "weight");
     expect_factors(big, weight, stride, padding);
-    expect_match(big.size(1), weight.size(1), big, weight);
-    const Geometry g{big.size(0),
-                     weight.size(0),
-                     extent_of_small(big.size(2), weight.size(2), stride, padding),
-                     extent_of_small(big.size(3), weight.size(3), stride, padding),
-                     big.size(1),
-                     big.size(2),
-                     big.size(3),
-                     weight.size(2),
-                     weight.size(3),
-                     stride,
-                     padding};
+    const Geometry g = from_big(big, weight, stride, padding);
     const Parameter bias = bias_for(given_bias, g.a);
     const Tensor small = empty_channels_last({g.samples, g.a, g.h, g.w}, big);
     with_float_or_bfloat16(big.scalar_type(), [&](auto s) {
@@ -614,22 +420,11 @@ Tensor convolve(const Tensor& given_big, const Tensor& given_weight, const Param
     return small;
 }
 
-// The geometry of two maps and a kernel, of which small's must be what the kernel makes of big.
-Geometry between(const Tensor& small, int64_t b, int64_t height, int64_t width, int64_t kernel_height, int64_t kernel_width,
-                 int64_t stride, int64_t padding) {
-    const int64_t h = extent_of_small(height, kernel_height, stride, padding);
-    const int64_t w = extent_of_small(width, kernel_width, stride, padding);
-    STD_TORCH_CHECK(small.size(2) == h && small.size(3) == w, "expected a small map of ", h, " x ", w, " pixels, got ",
-                    shape_of(small));
-    return {small.size(0), small.size(1), h, w, b, height, width, kernel_height, kernel_width, stride, padding};
-}
-
 Tensor transposed_convolve(const Tensor& given_small, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
                            int64_t padding, int64_t height, int64_t width) {
     const Tensor small = channels_last(given_small, "x"), weight = channels_last(given_weight, "weight");
     expect_factors(small, weight, stride, padding);
-    expect_match(small.size(1), weight.size(0), small, weight);
-    const Geometry g = between(small, weight.size(1), height, width, weight.size(2), weight.size(3), stride, padding);
+    const Geometry g = from_small(small, weight, height, width, stride, padding);
     const Parameter bias = bias_for(given_bias, g.b);
     const Tensor big = empty_channels_last({g.samples, g.b, height, width}, small);
     with_float_or_bfloat16(small.scalar_type(), [&](auto s) {

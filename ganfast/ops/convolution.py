@@ -16,15 +16,18 @@ Factors are float32 or bfloat16, both the same (in bfloat16 with an even number 
 Results have the factors' dtype and lie channels last, and factors that lie otherwise are copied first. Every number is one sum
 in a fixed order, so results do not depend on the number of threads.
 
-:func:`convolution` is what modules call. On the CPU, PyTorch's own convolution (oneDNN) and the kernel of this op each win for
-some shapes, so each of the three products is measured once for each shape (:mod:`ganfast.tuning`), unless ``GANFAST_CPU`` is set.
+:func:`convolution` is what modules call. On the CPU three ways each win for some shapes, so each of the products is measured once
+for each shape (:mod:`ganfast.tuning`), unless ``GANFAST_CPU`` is set: PyTorch's own (oneDNN); ``tiled``, rows of pixels times
+packed panels of the weight; and ``winograd``, the same with 9 multiplications instead of 16 (4 x 4, stride 2) or 16 instead of 36
+(3 x 3, stride 1), where maps have an even number of pixels (Lavin & Gray 2016). The last rounds sums of neighbours to the
+factors' dtype: in bfloat16 its error is three times that of the other two, which is that of rounding the result.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -193,30 +196,47 @@ def _below(op: Op, *arguments: Any) -> Tensor:
     return found
 
 
-# ---- registration
+# ---- the CPU's choice
 
 
-def _on_cpu(name: str, reference: Callable[..., Tensor], summed: Callable[[Tensor], int]) -> None:
-    """Let the CPU choose between the C++ kernel, an op of its own behind this one, and PyTorch's operations.
+class Product(NamedTuple):
+    """One of the three: its name, schema and reference, and what of its arguments its C++ kernels depend on."""
 
-    ``summed`` gives of the second factor how many neighbours in memory the kernel sums over.
-    """
-    library.LIBRARY.define(f"tiled_{name}{_SIGNATURES[name]}")  # which _C implements
-    tiled = getattr(torch.ops.ganfast, f"tiled_{name}").default
+    name: str
+    signature: str
+    reference: Callable[..., Tensor]
+    summed: Callable[..., int]  # neighbours in memory that are summed over
+    tiled: Callable[..., bool]  # whether Winograd's algorithm applies
+
+
+def _choose_on_cpu(product: Product) -> None:
+    """Let the CPU choose between the C++ kernels, ops of their own behind this one, and PyTorch's operations."""
+    for kernel in ("tiled", "winograd"):  # which _C implements
+        library.LIBRARY.define(f"{kernel}_{product.name}{product.signature}")
+    tiled, winograd = (getattr(torch.ops.ganfast, f"{kernel}_{product.name}").default for kernel in ("tiled", "winograd"))
     forced = os.environ.get("GANFAST_CPU", "auto") != "auto"
 
     def chosen(*arguments: Any) -> Tensor:
         first, second = arguments[:2]
-        if not _fits(first, second, summed(second)):
-            return reference(*arguments)
-        if forced:
-            found: Tensor = tiled(*arguments)
-            return found
+        if not _fits(first, second, product.summed(*arguments)):
+            return product.reference(*arguments)
+        ways = {"tiled": lambda: tiled(*arguments)}
+        if not forced:
+            ways["torch"] = lambda: product.reference(*arguments)
+            if product.tiled(*arguments):
+                ways["winograd"] = lambda: winograd(*arguments)
+        if len(ways) == 1:
+            return ways["tiled"]()
         shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in arguments)
-        ways = {"ganfast": lambda: tiled(*arguments), "torch": lambda: reference(*arguments)}
-        return ways[tuning.fastest(f"{name} {shapes} {first.dtype}", ways)]()
+        return ways[tuning.fastest(f"{product.name} {shapes} {first.dtype}", ways)]()
 
-    library.LIBRARY.impl(name, chosen, "CPU")
+    library.LIBRARY.impl(product.name, chosen, "CPU")
+
+
+def _in_tiles(small: Sequence[int], big: Sequence[int], kernel: Sequence[int], stride: int, padding: int, summed: int) -> bool:
+    """Whether Winograd's algorithm applies: kernels of 4 x 4 with stride 2 or 3 x 3 with stride 1, and everything in pairs."""
+    even = not (small[0] % 2 or small[1] % 2 or summed % 2)
+    return even and (*kernel, stride, padding) in ((4, 4, 2, 1), (3, 3, 1, 1)) and list(big) == [stride * n for n in small]
 
 
 def _fits(one: Tensor, other: Tensor, summed: int) -> bool:
@@ -224,42 +244,57 @@ def _fits(one: Tensor, other: Tensor, summed: int) -> bool:
     return one.dtype == other.dtype and (one.dtype == torch.float32 or (one.dtype == torch.bfloat16 and summed % 2 == 0))
 
 
-_SIGNATURES = {
-    "convolve": "(Tensor big, Tensor weight, Tensor? bias, int stride, int padding) -> Tensor",
-    "transposed_convolve": (
-        "(Tensor small, Tensor weight, Tensor? bias, int stride, int padding, int height, int width) -> Tensor"
-    ),
-    "convolution_weight_gradient": "(Tensor small, Tensor big, int height, int width, int stride, int padding) -> Tensor",
-}
+# ---- registration
 
 
-def _registered(
-    name: str,
-    fake: Callable[..., Tensor],
-    function: Callable[..., Tensor],
-    reference: Callable[..., Tensor],
-    summed: Callable[[Tensor], int],
-) -> Op:
-    op = register(name + _SIGNATURES[name], reference=reference, fake=fake, differentiable=Differentiable(function, reference))
+def _registered(product: Product, fake: Callable[..., Tensor], function: Callable[..., Tensor]) -> Op:
+    op = register(
+        product.name + product.signature,
+        reference=product.reference,
+        fake=fake,
+        differentiable=Differentiable(function, product.reference),
+    )
     if library.CPU == "cpp":
-        _on_cpu(name, reference, summed)
+        _choose_on_cpu(product)
     return op
 
 
 convolve = _registered(
-    "convolve", _convolve_fake, _Convolve.apply, convolve_reference, lambda weight: weight.shape[1] * weight.shape[3]
+    Product(
+        "convolve",
+        "(Tensor big, Tensor weight, Tensor? bias, int stride, int padding) -> Tensor",
+        convolve_reference,
+        summed=lambda big, weight, *_: weight.shape[1] * weight.shape[3],
+        tiled=lambda big, weight, bias, stride, padding: _in_tiles(
+            [size // stride for size in big.shape[2:]], big.shape[2:], weight.shape[2:], stride, padding, weight.shape[1]
+        ),
+    ),
+    _convolve_fake,
+    _Convolve.apply,
 )
 transposed_convolve = _registered(
-    "transposed_convolve",
+    Product(
+        "transposed_convolve",
+        "(Tensor small, Tensor weight, Tensor? bias, int stride, int padding, int height, int width) -> Tensor",
+        transposed_convolve_reference,
+        summed=lambda small, weight, *_: weight.shape[0],
+        tiled=lambda small, weight, bias, stride, padding, height, width: _in_tiles(
+            small.shape[2:], (height, width), weight.shape[2:], stride, padding, weight.shape[0]
+        ),
+    ),
     _transposed_fake,
     _Transposed.apply,
-    transposed_convolve_reference,
-    lambda weight: weight.shape[0],
 )
 convolution_weight_gradient = _registered(
-    "convolution_weight_gradient",
+    Product(
+        "convolution_weight_gradient",
+        "(Tensor small, Tensor big, int height, int width, int stride, int padding) -> Tensor",
+        convolution_weight_gradient_reference,
+        summed=lambda *_: 2,  # pixels, of which the last may be alone
+        tiled=lambda small, big, height, width, stride, padding: _in_tiles(
+            small.shape[2:], big.shape[2:], (height, width), stride, padding, 2
+        ),
+    ),
     _weight_fake,
     _WeightGradient.apply,
-    convolution_weight_gradient_reference,
-    lambda big: 2,  # pixels, of which the last may be alone
 )

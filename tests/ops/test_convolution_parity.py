@@ -40,6 +40,14 @@ def products(case: Case, dtype: torch.dtype) -> Iterator[tuple[str, tuple[object
     yield "convolution_weight_gradient", arguments, convolution.convolution_weight_gradient_reference, length
 
 
+def kernels(case: Case, name: str) -> list[Callable[..., Tensor]]:
+    """Both, where Winograd's algorithm applies."""
+    steps = case.kernel, case.stride, case.padding
+    summed = {"convolve": case.b, "transposed_convolve": case.a}.get(name, 2)
+    applies = steps in ((4, 2, 1), (3, 1, 1)) and case.h % 2 == summed % 2 == case.output_padding == 0
+    return [getattr(torch.ops.ganfast, f"{way}_{name}") for way in ("tiled", *["winograd"] * applies)]
+
+
 def exact(arguments: tuple[object, ...]) -> list[object]:
     return [a.double() if isinstance(a, Tensor) else a for a in arguments]
 
@@ -48,8 +56,9 @@ def exact(arguments: tuple[object, ...]) -> list[object]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_parity(case: Case, dtype: torch.dtype) -> None:
     for name, arguments, reference, length in products(case, dtype):
-        found = getattr(torch.ops.ganfast, f"tiled_{name}")(*arguments)
-        assert_parity(found, reference(*arguments), reference(*exact(arguments)), reduce_length=length, name=name)
+        for kernel in kernels(case, name):
+            found = kernel(*arguments)
+            assert_parity(found, reference(*arguments), reference(*exact(arguments)), reduce_length=length, name=str(kernel))
 
 
 @pytest.mark.parametrize("layout", BATCH_LAYOUTS)
@@ -67,12 +76,12 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
     try:
         for case in CASES:
             for name, arguments, *_ in products(case, dtype):
-                op = getattr(torch.ops.ganfast, f"tiled_{name}")
-                results = []
-                for count in (1, 2, 5):
-                    torch.set_num_threads(count)
-                    results.append(op(*arguments))
-                assert all(torch.equal(results[0], other) for other in results[1:]), (name, case)
+                for kernel in kernels(case, name):
+                    results = []
+                    for count in (1, 2, 5):
+                        torch.set_num_threads(count)
+                        results.append(kernel(*arguments))
+                    assert all(torch.equal(results[0], other) for other in results[1:]), (kernel, case)
     finally:
         torch.set_num_threads(threads)
 
@@ -86,6 +95,17 @@ def test_nan_and_inf_stay_where_they_reach(dtype: torch.dtype, value: float) -> 
             found, expected = getattr(torch.ops.ganfast, f"tiled_{name}")(*arguments), reference(*exact(arguments))
             assert torch.equal(found.isfinite(), expected.isfinite()), name
             assert not found.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 7, 7), (2, 4, 8, 6), (2, 4, 8, 8)])
+def test_winograds_algorithm_is_refused_where_it_does_not_apply(shape: tuple[int, ...]) -> None:
+    applies = shape[2] % 4 == shape[3] % 4 == 0
+    arguments = torch.randn(shape), torch.randn(6, 4, 4, 4), None, 2, 1
+    if applies:
+        torch.ops.ganfast.winograd_convolve(*arguments)
+        return
+    with pytest.raises(RuntimeError, match="an even number of pixels"):
+        torch.ops.ganfast.winograd_convolve(*arguments)
 
 
 @pytest.mark.parametrize("tile", ["baseline", "avx2", "avx512"])

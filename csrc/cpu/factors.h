@@ -1,0 +1,80 @@
+// The tensors that convolutions take and give: four dimensions, channels last.
+#pragma once
+
+#include <array>
+
+#include "../common/volume.h"
+#include "panels.h"
+
+namespace ganfast {
+
+// channels last, as sizes in (N, C, H, W)
+inline Tensor empty_channels_last(const std::array<int64_t, 4>& sizes, const Tensor& near) {
+    const std::array<int64_t, 4> strides{sizes[1] * sizes[2] * sizes[3], 1, sizes[3] * sizes[1], sizes[1]};
+    return pooled_strided({sizes.data(), 4}, {strides.data(), 4}, near.scalar_type(), near);
+}
+
+// Four dimensions, channels last; itself where it lies so.
+inline Tensor channels_last(const Tensor& tensor, const char* name) {
+    STD_TORCH_CHECK(tensor.dim() == 4 && tensor.numel() > 0, "expected ", name,
+                    " in four dimensions with at least one element, got ", shape_of(tensor));
+    if (is_channels_last(tensor)) return tensor;
+    Tensor copied = empty_channels_last({tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)}, tensor);
+    return torch::stable::copy_(copied, tensor);
+}
+
+template <typename F>
+inline void with_float_or_bfloat16(ScalarType type, const F& body) {
+    if (type == ScalarType::Float) return body(float());
+    STD_TORCH_CHECK(type == ScalarType::BFloat16, "expected tensors in float32 or bfloat16");
+    body(BFloat16());
+}
+
+// The two factors, of which one may determine less than all of the geometry.
+inline void expect_factors(const Tensor& one, const Tensor& other, int64_t stride, int64_t padding) {
+    STD_TORCH_CHECK(one.scalar_type() == other.scalar_type(), "expected both factors in one dtype");
+    STD_TORCH_CHECK(stride >= 1 && padding >= 0, "expected a stride >= 1 and a padding >= 0, got ", stride, " and ", padding);
+}
+
+inline void expect_match(int64_t channels, int64_t others, const Tensor& one, const Tensor& other) {
+    STD_TORCH_CHECK(channels == others, "expected factors that fit, got ", shape_of(one), " and ", shape_of(other));
+}
+
+inline Parameter bias_for(const Parameter& bias, int64_t channels) {
+    STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == channels), "expected bias (", channels, ",), got ",
+                    bias ? shape_of(*bias) : "");
+    return widened(bias, ScalarType::Float);
+}
+
+// The pixels of small along an axis, of which big has `extent`.
+inline int64_t extent_of_small(int64_t extent, int64_t kernel, int64_t stride, int64_t padding) {
+    STD_TORCH_CHECK(extent + 2 * padding >= kernel, "expected a kernel no larger than the padded map, got ", kernel, " and ",
+                    extent + 2 * padding);
+    return (extent + 2 * padding - kernel) / stride + 1;
+}
+
+// The geometry of two maps and a kernel, of which small's must be what the kernel makes of big.
+inline Geometry between(const Tensor& small, int64_t b, int64_t height, int64_t width, int64_t kernel_height,
+                        int64_t kernel_width, int64_t stride, int64_t padding) {
+    const int64_t h = extent_of_small(height, kernel_height, stride, padding);
+    const int64_t w = extent_of_small(width, kernel_width, stride, padding);
+    STD_TORCH_CHECK(small.size(2) == h && small.size(3) == w, "expected a small map of ", h, " x ", w, " pixels, got ",
+                    shape_of(small));
+    return {small.size(0), small.size(1), h, w, b, height, width, kernel_height, kernel_width, stride, padding};
+}
+
+inline Geometry from_small(const Tensor& small, const Tensor& weight, int64_t height, int64_t width, int64_t stride,
+                           int64_t padding) {
+    expect_match(small.size(1), weight.size(0), small, weight);
+    return between(small, weight.size(1), height, width, weight.size(2), weight.size(3), stride, padding);
+}
+
+inline Geometry from_big(const Tensor& big, const Tensor& weight, int64_t stride, int64_t padding) {
+    expect_match(big.size(1), weight.size(1), big, weight);
+    const int64_t h = extent_of_small(big.size(2), weight.size(2), stride, padding);
+    const int64_t w = extent_of_small(big.size(3), weight.size(3), stride, padding);
+    return {big.size(0),    weight.size(0), h,      w,      big.size(1), big.size(2), big.size(3),
+            weight.size(2), weight.size(3), stride, padding};
+}
+
+}  // namespace ganfast

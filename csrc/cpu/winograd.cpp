@@ -1,0 +1,557 @@
+// Convolutions by fewer multiplications (Winograd 1980; Lavin & Gray 2016), on the CPU.
+//
+// Along an axis, two neighbouring outputs y of a kernel g of 2 or 3 taps over inputs s are
+//
+//     y = write(weigh(g) read(s)), element by element,
+//
+// with 3 products instead of 4 and 4 instead of 6; in two dimensions that is 9 instead of 16, and 16 instead of 36. A kernel of 4
+// x 4 with stride 2 is made of kernels of 2 x 2: a transposed one has one for each of the four phases of its outputs, and the
+// other one adds those of the four phases of its inputs. A kernel of 3 x 3 with stride 1 is one of 3 x 3.
+//
+// What is read and weighed is rounded to the factors' dtype before it is multiplied; sums are float32.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <array>
+#include <vector>
+
+#include "factors.h"
+
+namespace ganfast {
+namespace {
+
+// ---- the two algorithms along one axis, and what turns gradients back
+
+#define GANFAST_INLINE inline __attribute__((always_inline))
+
+struct TwoTaps {
+    static constexpr int TAPS = 2, READS = 3, PRODUCTS = 3;
+
+    template <typename T>
+    static GANFAST_INLINE void read(const T* s, T* v) {
+        v[0] = s[0] - s[1];
+        v[1] = s[1];
+        v[2] = s[2] - s[1];
+    }
+    template <typename T>
+    static GANFAST_INLINE void weigh(const T* g, T* u) {
+        u[0] = g[0];
+        u[1] = g[0] + g[1];
+        u[2] = g[1];
+    }
+    template <typename T>
+    static GANFAST_INLINE void write(const T* m, T* y) {
+        y[0] = m[0] + m[1];
+        y[1] = m[1] + m[2];
+    }
+    template <typename T>
+    static GANFAST_INLINE void weigh_back(const T* u, T* g) {
+        g[0] = u[0] + u[1];
+        g[1] = u[1] + u[2];
+    }
+    template <typename T>
+    static GANFAST_INLINE void write_back(const T* y, T* m) {
+        m[0] = y[0];
+        m[1] = y[0] + y[1];
+        m[2] = y[1];
+    }
+};
+
+struct ThreeTaps {
+    static constexpr int TAPS = 3, READS = 4, PRODUCTS = 4;
+
+    template <typename T>
+    static GANFAST_INLINE void read(const T* s, T* v) {
+        v[0] = s[0] - s[2];
+        v[1] = s[1] + s[2];
+        v[2] = s[2] - s[1];
+        v[3] = s[1] - s[3];
+    }
+    template <typename T>
+    static GANFAST_INLINE void weigh(const T* g, T* u) {
+        const T outer = (g[0] + g[2]) / 2, middle = g[1] / 2;
+        u[0] = g[0];
+        u[1] = outer + middle;
+        u[2] = outer - middle;
+        u[3] = g[2];
+    }
+    template <typename T>
+    static GANFAST_INLINE void write(const T* m, T* y) {
+        y[0] = m[0] + m[1] + m[2];
+        y[1] = m[1] - m[2] - m[3];
+    }
+    template <typename T>
+    static GANFAST_INLINE void weigh_back(const T* u, T* g) {
+        const T outer = (u[1] + u[2]) / 2;
+        g[0] = u[0] + outer;
+        g[1] = (u[1] - u[2]) / 2;
+        g[2] = outer + u[3];
+    }
+    template <typename T>
+    static GANFAST_INLINE void write_back(const T* y, T* m) {
+        m[0] = y[0];
+        m[1] = y[0] + y[1];
+        m[2] = y[0] - y[1];
+        m[3] = -y[1];
+    }
+};
+
+// How an axis is cut into tiles of two outputs for each of `written` phases, each made of lanes: inputs in_base tile + first +
+// in_step i by these taps, to outputs out_base tile + to + out_step i.
+struct Lane {
+    int64_t first, to;
+    std::array<int64_t, 3> taps;
+};
+
+struct Scheme {
+    int64_t in_base, in_step, out_base, out_step;
+    std::vector<Lane> lanes;
+    bool added;  // the lanes' outputs are the same ones
+
+    int64_t outputs() const { return added ? 1 : static_cast<int64_t>(lanes.size()); }  // phases of them
+    int64_t terms() const { return added ? static_cast<int64_t>(lanes.size()) : 1; }    // lanes of a phase
+};
+
+const Scheme BIG_BY_FOUR{2, 1, 4, 2, {{-1, 0, {3, 1, 0}}, {0, 1, {2, 0, 0}}}, false};
+const Scheme SMALL_BY_FOUR{4, 2, 2, 1, {{-1, 0, {0, 2, 0}}, {0, 0, {1, 3, 0}}}, true};
+const Scheme SMALL_BY_THREE{2, 1, 2, 1, {{-1, 0, {0, 1, 2}}}, true};
+const Scheme BIG_BY_THREE{2, 1, 2, 1, {{-1, 0, {2, 1, 0}}}, true};
+
+// ---- transforms of channels
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+constexpr int64_t WIDTH = 16;  // channels at a time
+
+template <typename T>
+GANFAST_INLINE void copy(const void* from, T& to) {
+    std::memcpy(&to, from, sizeof to);
+}
+
+// The first n of 16 channels; the others are zero.
+GANFAST_INLINE void load(const float* from, int64_t n, Floats& to) {
+    if (n == WIDTH) return copy(from, to);
+    to = Floats{};
+    for (int64_t c = 0; c < n; ++c) to[c] = from[c];
+}
+
+GANFAST_INLINE void load(const BFloat16* from, int64_t n, Floats& to) {
+    Halves halves{};
+    if (n == WIDTH) {
+        copy(from, halves);
+    } else {
+        std::memcpy(&halves, from, n * sizeof *from);
+    }
+    const Words words = __builtin_convertvector(halves, Words) << 16;
+    copy(&words, to);
+}
+
+GANFAST_INLINE void save(const Floats& from, int64_t n, float* to) {
+    if (n == WIDTH) {
+        std::memcpy(to, &from, sizeof from);
+    } else {
+        std::memcpy(to, &from, n * sizeof *to);
+    }
+}
+
+GANFAST_INLINE void save(const Floats& from, int64_t n, BFloat16* to) {
+    Words bits;
+    copy(&from, bits);
+    const Words nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // ties to even
+    const Words kept = from == from ? nearest : Words{} + 0x7fc0;
+    const Halves halves = __builtin_convertvector(kept, Halves);
+    if (n == WIDTH) {
+        std::memcpy(static_cast<void*>(to), &halves, sizeof halves);
+    } else {
+        std::memcpy(static_cast<void*>(to), &halves, n * sizeof *to);
+    }
+}
+
+// out = in after `step` along both axes
+template <int IN, int OUT, typename Step>
+GANFAST_INLINE void along_both(const Floats (&in)[IN][IN], const Step& step, Floats (&out)[OUT][OUT]) {
+    Floats lines[IN][OUT];
+#pragma GCC unroll 4
+    for (int i = 0; i < IN; ++i) step(in[i], lines[i]);
+#pragma GCC unroll 4
+    for (int q = 0; q < OUT; ++q) {
+        Floats column[IN], done[OUT];
+#pragma GCC unroll 4
+        for (int i = 0; i < IN; ++i) column[i] = lines[i][q];
+        step(column, done);
+#pragma GCC unroll 4
+        for (int p = 0; p < OUT; ++p) out[p][q] = done[p];
+    }
+}
+
+// The channels from c on of IN x IN runs after `step` along both axes, + bias, into OUT x OUT runs.
+template <int IN, int OUT, typename S, typename O, typename Step>
+GANFAST_INLINE void transform_some(const S* const* in, const Step& step, const float* bias, O* const* out, int64_t c, int64_t n) {
+    Floats given[IN][IN], made[OUT][OUT], b{};
+    if (bias) load(bias + c, n, b);
+#pragma GCC unroll 16
+    for (int i = 0; i < IN * IN; ++i) load(in[i] + c, n, given[i / IN][i % IN]);
+    along_both(given, step, made);
+#pragma GCC unroll 16
+    for (int i = 0; i < OUT * OUT; ++i) save(made[i / OUT][i % OUT] + b, n, out[i] + c);
+}
+
+template <int IN, int OUT, typename S, typename O, typename Step>
+GANFAST_INLINE void transform_all(const S* const* in, const Step& step, const float* bias, O* const* out, int64_t channels) {
+    int64_t c = 0;
+    for (; c + WIDTH <= channels; c += WIDTH) transform_some<IN, OUT>(in, step, bias, out, c, WIDTH);
+    if (c < channels) transform_some<IN, OUT>(in, step, bias, out, c, channels - c);
+}
+
+#define GANFAST_TRANSFORM(name, IN, OUT)                                                                    \
+    template <typename F, typename S, typename O>                                                           \
+    GANFAST_SIMD void name(const S* const* in, const float* bias, O* const* out, int64_t channels) {        \
+        const auto step = [](const Floats* a, Floats* b) __attribute__((always_inline)) { F::name(a, b); }; \
+        transform_all<F::IN, OUT>(in, step, bias, out, channels);                                           \
+    }
+
+GANFAST_TRANSFORM(read, READS, F::PRODUCTS)
+GANFAST_TRANSFORM(weigh, TAPS, F::PRODUCTS)
+GANFAST_TRANSFORM(write, PRODUCTS, 2)
+GANFAST_TRANSFORM(weigh_back, PRODUCTS, F::TAPS)
+#undef GANFAST_TRANSFORM
+
+template <typename F, typename S, typename O>
+GANFAST_SIMD void write_back(const S* const* in, O* const* out, int64_t channels) {
+    const auto step = [](const Floats* a, Floats* b) __attribute__((always_inline)) { F::write_back(a, b); };
+    transform_all<2, F::PRODUCTS>(in, step, nullptr, out, channels);
+}
+
+// ---- all of it
+
+template <typename S>
+class Zeros {
+public:
+    explicit Zeros(int64_t count) : memory_(count * sizeof(S)) { std::memset(memory_.bytes(), 0, count * sizeof(S)); }
+
+    const S* data() const { return reinterpret_cast<const S*>(memory_.bytes()); }
+
+private:
+    Scratch memory_;
+};
+
+constexpr int64_t CACHED = 3 << 17;  // bytes of transformed inputs that stay in the second-level cache beside the panels
+
+struct Map {
+    int64_t height, width, channels;
+
+    int64_t offset(int64_t n, int64_t y, int64_t x) const { return ((n * height + y) * width + x) * channels; }
+};
+
+// The tiles that a scheme cuts two maps into.
+template <int READS>
+class Tiles {
+public:
+    const Scheme& scheme;
+    const Map from, to;
+    const int64_t lanes, count;
+
+    struct Place {
+        int64_t n, y, x;
+    };
+
+    Tiles(const Scheme& scheme, const Map& from, const Map& to, int64_t samples)
+        : scheme(scheme),
+          from(from),
+          to(to),
+          lanes(static_cast<int64_t>(scheme.lanes.size())),
+          count(samples * (to.height / scheme.out_base) * (to.width / scheme.out_base)) {}
+
+    Place place(int64_t tile) const {
+        const int64_t rows = to.height / scheme.out_base, columns = to.width / scheme.out_base;
+        return {tile / (rows * columns), tile / columns % rows, tile % columns};
+    }
+
+    // lines[j] = where the pixels lie that a pair of lanes reads, or `nothing`
+    template <typename S>
+    void reads(const Place& at, int64_t pair, const S* in, const S* nothing, const S** lines) const {
+        const Lane &rows = scheme.lanes[pair / lanes], &columns = scheme.lanes[pair % lanes];
+        for (int64_t j = 0; j < READS * READS; ++j) {
+            const int64_t y = scheme.in_base * at.y + rows.first + scheme.in_step * (j / READS);
+            const int64_t x = scheme.in_base * at.x + columns.first + scheme.in_step * (j % READS);
+            const bool inside = y >= 0 && y < from.height && x >= 0 && x < from.width;
+            lines[j] = inside ? in + from.offset(at.n, y, x) : nothing;
+        }
+    }
+
+    // lines[j] = where its outputs lie
+    template <typename S>
+    void writes(const Place& at, int64_t pair, S* out, S** lines) const {
+        const Lane &rows = scheme.lanes[pair / lanes], &columns = scheme.lanes[pair % lanes];
+        for (int64_t j = 0; j < 4; ++j) {
+            const int64_t y = scheme.out_base * at.y + rows.to + scheme.out_step * (j / 2);
+            const int64_t x = scheme.out_base * at.x + columns.to + scheme.out_step * (j % 2);
+            lines[j] = out + to.offset(at.n, y, x);
+        }
+    }
+};
+
+// out = in by the weight, from the big map to the small one or back
+template <typename F, typename S>
+void transform(const S* in, const Map& from, const S* weight, const Geometry& g, const float* bias, S* out, const Map& to,
+               const Scheme& scheme, bool to_small) {
+    constexpr int64_t P = F::PRODUCTS, T = F::TAPS;
+    const Tile& tile = tile_for(PER_WORD<S> == 2);
+    const int64_t lanes = static_cast<int64_t>(scheme.lanes.size());
+    const int64_t terms = scheme.terms() * scheme.terms(), phases = scheme.outputs() * scheme.outputs();
+    const int64_t words = words_of<S>(from.channels);
+    const Panels panels{terms, words, tile.columns, ceil_div(to.channels, tile.columns)};
+    const Scratch packed(phases * P * P * panels.bytes());
+    const auto packed_for = [&](int64_t phase, int64_t panel, int64_t product) {
+        return packed.bytes() + ((phase * panels.count + panel) * P * P + product) * panels.bytes_each();
+    };
+    for_each_task(phases * panels.count, [&](int64_t task) {
+        const int64_t phase = task / panels.count, panel = task % panels.count;
+        const int64_t column = panel * tile.columns, width = std::min(tile.columns, to.channels - column);
+        // the part of the weight that the panel is made of, with the products of all lanes as its taps
+        Geometry part = g;
+        part.height = terms;
+        part.width = P * P;
+        (to_small ? part.a : part.b) = width;
+        const S* const first = weight + (to_small ? column * g.columns() : column);
+        const Scratch memory(part.a * part.columns() * sizeof(S));
+        S* const weighed = reinterpret_cast<S*>(memory.bytes());
+        for (int64_t a = 0; a < part.a; ++a) {
+            for (int64_t term = 0; term < terms; ++term) {
+                const int64_t pair = phase * terms + term;
+                const Lane &y = scheme.lanes[pair / lanes], &x = scheme.lanes[pair % lanes];
+                const S* taps[T * T];
+                S* products[P * P];
+                for (int64_t i = 0; i < T * T; ++i) {
+                    taps[i] = first + a * g.columns() + (y.taps[i / T] * g.width + x.taps[i % T]) * g.b;
+                }
+                for (int64_t i = 0; i < P * P; ++i) products[i] = weighed + a * part.columns() + (term * P * P + i) * part.b;
+                weigh<F>(taps, nullptr, products, part.b);
+            }
+        }
+        for (int64_t product = 0; product < P * P; ++product) {
+            std::vector<int64_t> taps;
+            for (int64_t term = 0; term < terms; ++term) taps.push_back(term * P * P + product);
+            if (to_small) {
+                pack_for_small(weighed, part, taps, panels, 0, packed_for(phase, panel, product));
+            } else {
+                pack_for_big(weighed, part, taps, panels, 0, packed_for(phase, panel, product));
+            }
+        }
+    });
+
+    const Tiles<F::READS> tiles(scheme, from, to, g.samples);
+    const int64_t bytes_each = P * P * terms * from.channels * static_cast<int64_t>(sizeof(S));
+    const int64_t step = std::clamp<int64_t>(CACHED / bytes_each / tile.rows, 1, 4) * tile.rows;
+    const Zeros<S> zeros(from.channels);
+    for_each_task(ceil_div(tiles.count, step) * phases, [&](int64_t task) {
+        const int64_t phase = task % phases, first = task / phases * step, count = std::min(step, tiles.count - first);
+        const Scratch memory(step * bytes_each);  // [tile][term][product][channel]
+        S* const transformed = reinterpret_cast<S*>(memory.bytes());
+        std::vector<S*> written(count * 4);
+        for (int64_t i = 0; i < count; ++i) {
+            const auto at = tiles.place(first + i);
+            for (int64_t term = 0; term < terms; ++term) {
+                const S* pixels[F::READS * F::READS];
+                S* products[P * P];
+                tiles.reads(at, phase * terms + term, in, zeros.data(), pixels);
+                for (int64_t j = 0; j < P * P; ++j) products[j] = transformed + ((i * terms + term) * P * P + j) * from.channels;
+                read<F>(pixels, nullptr, products, from.channels);
+            }
+            tiles.writes(at, phase * terms, out, written.data() + i * 4);
+        }
+        alignas(64) float products[P * P][MOST_ROWS * MOST_COLUMNS];
+        for (int64_t panel = 0; panel < panels.count; ++panel) {
+            const int64_t column = panel * tile.columns, width = std::min(tile.columns, to.channels - column);
+            for (int64_t begin = 0; begin < count; begin += tile.rows) {
+                for (int64_t product = 0; product < P * P; ++product) {
+                    const char* lines[4 * MOST_ROWS];
+                    for (int64_t term = 0; term < terms; ++term) {
+                        for (int64_t r = 0; r < tile.rows; ++r) {
+                            const int64_t i = std::min(begin + r, count - 1);
+                            lines[term * tile.rows + r] = reinterpret_cast<const char*>(
+                                transformed + ((i * terms + term) * P * P + product) * from.channels);
+                        }
+                    }
+                    tile.multiply(lines, terms, words, WORD, packed_for(phase, panel, product), products[product]);
+                }
+                for (int64_t r = 0; r < std::min(tile.rows, count - begin); ++r) {
+                    const float* sums[P * P];
+                    S* places[4];
+                    for (int64_t j = 0; j < P * P; ++j) sums[j] = products[j] + r * tile.columns;
+                    for (int64_t j = 0; j < 4; ++j) places[j] = written[(begin + r) * 4 + j] + column;
+                    write<F>(sums, bias ? bias + column : nullptr, places, width);
+                }
+            }
+        }
+    });
+}
+
+constexpr int64_t BLOCK = 128;  // words of tiles that are summed over before the next ones
+
+// weight = small, turned back to products, times big, read, summed over tiles and weighed back
+template <typename F, typename S>
+void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const Scheme& scheme) {
+    constexpr int64_t P = F::PRODUCTS, T = F::TAPS, N = PER_WORD<S>;
+    const Tile& tile = tile_for(N == 2);
+    const Tiles<F::READS> tiles(scheme, {g.H, g.W, g.b}, {g.h, g.w, g.a}, g.samples);
+    const int64_t words = ceil_div(tiles.count, N), heights = ceil_div(g.a, tile.rows), height_bytes = tile.rows * WORD;
+    const Zeros<S> zeros(std::max(g.a, g.b));
+
+    // small as [product][block][tile of channels][word][channel]
+    const Scratch packed(P * P * words * heights * height_bytes);
+    const auto packed_for = [&](int64_t product, int64_t first) {
+        return packed.bytes() + (product * words + first) * heights * height_bytes;
+    };
+    for_each_task(ceil_div(words, BLOCK), [&](int64_t block) {
+        const int64_t first = block * BLOCK, length = std::min(BLOCK, words - first);
+        const Scratch memory(N * P * P * g.a * sizeof(S));  // [tile of a word][product][channel]
+        S* const turned = reinterpret_cast<S*>(memory.bytes());
+        for (int64_t k = 0; k < length; ++k) {
+            for (int64_t i = 0; i < N; ++i) {
+                const int64_t number = (first + k) * N + i;
+                const S* pixels[4] = {zeros.data(), zeros.data(), zeros.data(), zeros.data()};
+                S* products[P * P];
+                if (number < tiles.count) tiles.writes(tiles.place(number), 0, small, pixels);
+                for (int64_t j = 0; j < P * P; ++j) products[j] = turned + (i * P * P + j) * g.a;
+                write_back<F>(pixels, products, g.a);
+            }
+            for (int64_t product = 0; product < P * P; ++product) {
+                const S *one = turned + product * g.a, *other = turned + ((N - 1) * P * P + product) * g.a;
+                for (int64_t height = 0; height < heights; ++height) {
+                    const int64_t a = height * tile.rows, rows = std::min(tile.rows, g.a - a);
+                    char* const to = packed_for(product, first) + (height * length + k) * height_bytes;
+                    interleave(one + a, other + a, rows, to);
+                    std::memset(to + rows * WORD, 0, (tile.rows - rows) * WORD);
+                }
+            }
+        }
+    });
+
+    // a pair of lanes and a panel of big's channels at a time
+    const int64_t slices = ceil_div(g.b, tile.columns), sums_each = heights * tile.rows * tile.columns;
+    for_each_task(tiles.lanes * tiles.lanes * slices, [&](int64_t task) {
+        const int64_t pair = task / slices, column = task % slices * tile.columns;
+        const int64_t width = std::min(tile.columns, g.b - column), panel_bytes = BLOCK * tile.columns * WORD;
+        const Scratch memory(P * P * sums_each * sizeof(float)), panels(P * P * panel_bytes);
+        float* const sums = memory.floats();
+        std::fill_n(sums, P * P * sums_each, 0.0f);
+        std::memset(panels.bytes(), 0, P * P * panel_bytes);
+        for (int64_t first = 0; first < words; first += BLOCK) {
+            const int64_t length = std::min(BLOCK, words - first);
+            for (int64_t k = 0; k < length; ++k) {
+                S read_of[N][P * P][MOST_COLUMNS];
+                for (int64_t i = 0; i < N; ++i) {
+                    const int64_t number = (first + k) * N + i;
+                    const S* pixels[F::READS * F::READS];
+                    S* products[P * P];
+                    std::fill_n(pixels, F::READS * F::READS, zeros.data());
+                    if (number < tiles.count) tiles.reads(tiles.place(number), pair, big + column, zeros.data(), pixels);
+                    for (int64_t j = 0; j < P * P; ++j) products[j] = read_of[i][j];
+                    read<F>(pixels, nullptr, products, width);
+                }
+                for (int64_t product = 0; product < P * P; ++product) {
+                    char* const to = panels.bytes() + product * panel_bytes + k * tile.columns * WORD;
+                    interleave(read_of[0][product], read_of[N - 1][product], width, to);
+                }
+            }
+            for (int64_t product = 0; product < P * P; ++product) {
+                for (int64_t height = 0; height < heights; ++height) {
+                    const char* lines[MOST_ROWS];
+                    const char* const of_small = packed_for(product, first) + height * length * height_bytes;
+                    for (int64_t r = 0; r < tile.rows; ++r) lines[r] = of_small + r * WORD;
+                    alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
+                    tile.multiply(lines, 1, length, height_bytes, panels.bytes() + product * panel_bytes, found);
+                    add(found, sums + product * sums_each + height * tile.rows * tile.columns, tile.rows * tile.columns);
+                }
+            }
+        }
+        const Lane &y = scheme.lanes[pair / tiles.lanes], &x = scheme.lanes[pair % tiles.lanes];
+        for (int64_t a = 0; a < g.a; ++a) {
+            const float* products[P * P];
+            S* taps[T * T];
+            for (int64_t j = 0; j < P * P; ++j) products[j] = sums + j * sums_each + a * tile.columns;
+            for (int64_t j = 0; j < T * T; ++j) {
+                taps[j] = weight + a * g.columns() + (y.taps[j / T] * g.width + x.taps[j % T]) * g.b + column;
+            }
+            weigh_back<F>(products, nullptr, taps, width);
+        }
+    });
+}
+
+// ---- ops
+
+// Whether the maps can be cut into tiles.
+void expect_tiles(const Geometry& g) {
+    const bool four = g.height == 4 && g.width == 4 && g.stride == 2 && g.H == 2 * g.h && g.W == 2 * g.w;
+    const bool three = g.height == 3 && g.width == 3 && g.stride == 1;
+    STD_TORCH_CHECK((four || three) && g.padding == 1 && g.h % 2 == 0 && g.w % 2 == 0,
+                    "expected a kernel of 4 x 4, stride 2 or of 3 x 3, stride 1, with padding 1, and an even number of pixels");
+}
+
+Tensor convolve(const Tensor& given_big, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
+                int64_t padding) {
+    const Tensor big = channels_last(given_big, "x"), weight = channels_last(given_weight, "weight");
+    expect_factors(big, weight, stride, padding);
+    const Geometry g = from_big(big, weight, stride, padding);
+    expect_tiles(g);
+    const Parameter bias = bias_for(given_bias, g.a);
+    const Tensor small = empty_channels_last({g.samples, g.a, g.h, g.w}, big);
+    with_float_or_bfloat16(big.scalar_type(), [&](auto s) {
+        using S = decltype(s);
+        const auto run = [&](auto taps, const Scheme& scheme) {
+            transform<decltype(taps)>(data_of<S>(big), {g.H, g.W, g.b}, data_of<S>(weight), g, data_of<float>(bias),
+                                      mutable_data_of<S>(small), {g.h, g.w, g.a}, scheme, true);
+        };
+        g.height == 4 ? run(TwoTaps(), SMALL_BY_FOUR) : run(ThreeTaps(), SMALL_BY_THREE);
+    });
+    return small;
+}
+
+Tensor transposed_convolve(const Tensor& given_small, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
+                           int64_t padding, int64_t height, int64_t width) {
+    const Tensor small = channels_last(given_small, "x"), weight = channels_last(given_weight, "weight");
+    expect_factors(small, weight, stride, padding);
+    const Geometry g = from_small(small, weight, height, width, stride, padding);
+    expect_tiles(g);
+    const Parameter bias = bias_for(given_bias, g.b);
+    const Tensor big = empty_channels_last({g.samples, g.b, height, width}, small);
+    with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
+        using S = decltype(s);
+        const auto run = [&](auto taps, const Scheme& scheme) {
+            transform<decltype(taps)>(data_of<S>(small), {g.h, g.w, g.a}, data_of<S>(weight), g, data_of<float>(bias),
+                                      mutable_data_of<S>(big), {g.H, g.W, g.b}, scheme, false);
+        };
+        g.height == 4 ? run(TwoTaps(), BIG_BY_FOUR) : run(ThreeTaps(), BIG_BY_THREE);
+    });
+    return big;
+}
+
+Tensor convolution_weight_gradient(const Tensor& given_small, const Tensor& given_big, int64_t height, int64_t width,
+                                   int64_t stride, int64_t padding) {
+    const Tensor small = channels_last(given_small, "small"), big = channels_last(given_big, "big");
+    expect_factors(small, big, stride, padding);
+    expect_match(small.size(0), big.size(0), small, big);
+    const Geometry g = between(small, big.size(1), big.size(2), big.size(3), height, width, stride, padding);
+    expect_tiles(g);
+    const Tensor weight = empty_channels_last({g.a, g.b, height, width}, small);
+    with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
+        using S = decltype(s);
+        const auto run = [&](auto taps, const Scheme& scheme) {
+            to_weight<decltype(taps)>(data_of<S>(small), data_of<S>(big), g, mutable_data_of<S>(weight), scheme);
+        };
+        g.height == 4 ? run(TwoTaps(), SMALL_BY_FOUR) : run(ThreeTaps(), SMALL_BY_THREE);
+    });
+    return weight;
+}
+
+}  // namespace
+}  // namespace ganfast
+
+STABLE_TORCH_LIBRARY_IMPL(ganfast, CPU, library) {
+    library.impl("winograd_convolve", TORCH_BOX(&ganfast::convolve));
+    library.impl("winograd_transposed_convolve", TORCH_BOX(&ganfast::transposed_convolve));
+    library.impl("winograd_convolution_weight_gradient", TORCH_BOX(&ganfast::convolution_weight_gradient));
+}
