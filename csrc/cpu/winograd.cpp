@@ -389,7 +389,8 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
     });
 }
 
-constexpr int64_t BLOCK = 128;  // words of tiles that are summed over before the next ones
+constexpr int64_t BLOCK = 64;      // words of tiles that are summed over before the next ones
+constexpr int64_t NEAR = 1 << 18;  // sums of slices that go through the tiles together
 
 // weight = small, turned back to products, times big, read, summed over tiles and weighed back
 template <typename F, typename S>
@@ -430,44 +431,44 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
         }
     });
 
-    // a pair of lanes and a panel of big's channels at a time
-    const int64_t slices = ceil_div(g.b, tile.columns), sums_each = heights * tile.rows * tile.columns;
-    for_each_task(tiles.lanes * tiles.lanes * slices, [&](int64_t task) {
-        const int64_t pair = task / slices, column = task % slices * tile.columns;
-        const int64_t width = std::min(tile.columns, g.b - column), panel_bytes = BLOCK * tile.columns * WORD;
-        const Scratch memory(P * P * sums_each * sizeof(float)), panels(P * P * panel_bytes);
-        float* const sums = memory.floats();
-        std::fill_n(sums, P * P * sums_each, 0.0f);
-        std::memset(panels.bytes(), 0, P * P * panel_bytes);
-        for (int64_t first = 0; first < words; first += BLOCK) {
-            const int64_t length = std::min(BLOCK, words - first);
-            for (int64_t k = 0; k < length; ++k) {
-                S read_of[N][P * P][MOST_COLUMNS];
-                for (int64_t i = 0; i < N; ++i) {
-                    const int64_t number = (first + k) * N + i;
-                    const S* pixels[F::READS * F::READS];
-                    S* products[P * P];
-                    std::fill_n(pixels, F::READS * F::READS, zeros.data());
-                    if (number < tiles.count) tiles.reads(tiles.place(number), pair, big + column, zeros.data(), pixels);
-                    for (int64_t j = 0; j < P * P; ++j) products[j] = read_of[i][j];
-                    read<F>(pixels, nullptr, products, width);
-                }
-                for (int64_t product = 0; product < P * P; ++product) {
-                    char* const to = panels.bytes() + product * panel_bytes + k * tile.columns * WORD;
-                    interleave(read_of[0][product], read_of[N - 1][product], width, to);
-                }
+    // A slice is a pair of lanes and a panel of big's channels. Some go through the tiles together, so that what they share of
+    // small is read from a near cache.
+    const int64_t cuts = ceil_div(g.b, tile.columns), slices = tiles.lanes * tiles.lanes * cuts;
+    const int64_t sums_each = heights * tile.rows * tile.columns, panel_bytes = BLOCK * tile.columns * WORD;
+    const int64_t near = std::max<int64_t>(1, NEAR / (P * P * sums_each));
+    const int64_t groups = std::min<int64_t>(slices, std::max<int64_t>(torch::stable::get_num_threads(), slices / near));
+    const auto pack = [&](int64_t slice, int64_t first, int64_t length, char* panels) {
+        const int64_t column = slice % cuts * tile.columns, width = std::min(tile.columns, g.b - column);
+        for (int64_t k = 0; k < length; ++k) {
+            S read_of[N][P * P][MOST_COLUMNS];
+            for (int64_t i = 0; i < N; ++i) {
+                const int64_t number = (first + k) * N + i;
+                const S* pixels[F::READS * F::READS];
+                S* products[P * P];
+                std::fill_n(pixels, F::READS * F::READS, zeros.data());
+                if (number < tiles.count) tiles.reads(tiles.place(number), slice / cuts, big + column, zeros.data(), pixels);
+                for (int64_t j = 0; j < P * P; ++j) products[j] = read_of[i][j];
+                read<F>(pixels, nullptr, products, width);
             }
-            for (int64_t product = 0; product < P * P; ++product) {
-                for (int64_t height = 0; height < heights; ++height) {
-                    const char* lines[MOST_ROWS];
-                    const char* const of_small = packed_for(product, first) + height * length * height_bytes;
-                    for (int64_t r = 0; r < tile.rows; ++r) lines[r] = of_small + r * WORD;
-                    alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
-                    tile.multiply(lines, 1, length, height_bytes, panels.bytes() + product * panel_bytes, found);
-                    add(found, sums + product * sums_each + height * tile.rows * tile.columns, tile.rows * tile.columns);
-                }
+            for (int64_t j = 0; j < P * P; ++j) {
+                interleave(read_of[0][j], read_of[N - 1][j], width, panels + j * panel_bytes + k * tile.columns * WORD);
             }
         }
+    };
+    const auto multiply = [&](int64_t first, int64_t length, const char* panels, float* sums) {
+        for (int64_t product = 0; product < P * P; ++product) {
+            const char* of_small = packed_for(product, first);
+            for (int64_t height = 0; height < heights; ++height, of_small += length * height_bytes) {
+                const char* lines[MOST_ROWS];
+                for (int64_t r = 0; r < tile.rows; ++r) lines[r] = of_small + r * WORD;
+                alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
+                tile.multiply(lines, 1, length, height_bytes, panels + product * panel_bytes, found);
+                add(found, sums + product * sums_each + height * tile.rows * tile.columns, tile.rows * tile.columns);
+            }
+        }
+    };
+    const auto finish = [&](int64_t slice, const float* sums) {
+        const int64_t pair = slice / cuts, column = slice % cuts * tile.columns, width = std::min(tile.columns, g.b - column);
         const Lane &y = scheme.lanes[pair / tiles.lanes], &x = scheme.lanes[pair % tiles.lanes];
         for (int64_t a = 0; a < g.a; ++a) {
             const float* products[P * P];
@@ -478,6 +479,21 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
             }
             weigh_back<F>(products, nullptr, taps, width);
         }
+    };
+    for_each_task(groups, [&](int64_t group) {
+        const int64_t begin = group * slices / groups, end = (group + 1) * slices / groups;
+        const Scratch memory((end - begin) * P * P * sums_each * sizeof(float)), panels(P * P * panel_bytes);
+        std::fill_n(memory.floats(), (end - begin) * P * P * sums_each, 0.0f);
+        std::memset(panels.bytes(), 0, P * P * panel_bytes);
+        const auto sums_of = [&](int64_t slice) { return memory.floats() + (slice - begin) * P * P * sums_each; };
+        for (int64_t first = 0; first < words; first += BLOCK) {
+            const int64_t length = std::min(BLOCK, words - first);
+            for (int64_t slice = begin; slice < end; ++slice) {
+                pack(slice, first, length, panels.bytes());
+                multiply(first, length, panels.bytes(), sums_of(slice));
+            }
+        }
+        for (int64_t slice = begin; slice < end; ++slice) finish(slice, sums_of(slice));
     });
 }
 
