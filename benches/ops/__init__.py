@@ -10,7 +10,16 @@ import torch
 from ganfast.benches.harness import Case
 from ganfast.errors import InvalidValue, near
 
-NAMES = ("spectral_norm", "batch_norm", "convolution", "carried_scale", "gradient_penalty", "critic_step", "penalty_curves")
+NAMES = (
+    "spectral_norm",
+    "batch_norm",
+    "convolution",
+    "generator",
+    "carried_scale",
+    "gradient_penalty",
+    "critic_step",
+    "penalty_curves",
+)
 
 
 def cases(name: str, device: torch.device) -> Iterator[Case]:

@@ -1,6 +1,15 @@
 """Modules, and functions that change the modules of a network in place."""
 
 from ganfast.nn.fuse import fuse, fuse_report
+from ganfast.nn.groups import statistics_groups
 from ganfast.nn.spectral_norm import from_torch_state_dict, spectral_norm_, to_torch_state_dict, update_spectral_norm
 
-__all__ = ["from_torch_state_dict", "fuse", "fuse_report", "spectral_norm_", "to_torch_state_dict", "update_spectral_norm"]
+__all__ = [
+    "from_torch_state_dict",
+    "fuse",
+    "fuse_report",
+    "spectral_norm_",
+    "statistics_groups",
+    "to_torch_state_dict",
+    "update_spectral_norm",
+]

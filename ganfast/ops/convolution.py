@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ganfast import tuning
 from ganfast.ops import library
@@ -122,6 +123,33 @@ def _weight_fake(small: Tensor, big: Tensor, height: int, width: int, stride: in
 # ---- gradients
 
 
+class Recipe(NamedTuple):
+    """What a tensor was made of, and how to make it again: less to keep than itself, where its parts are kept anyway."""
+
+    make: Callable[..., Tensor]
+    parts: tuple[Tensor | None, ...]
+    version: int
+
+
+_recipes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def keep_recipe(made: Tensor, make: Callable[..., Tensor], *parts: Tensor | None) -> None:
+    """Let the gradients of convolutions of ``made``, which is ``make(*parts)``, keep the parts and not itself."""
+    _recipes[made] = Recipe(make, parts, made._version)
+
+
+def _keep(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Save what the gradients need: the weight's needs the input, or what it was made of."""
+    recipe = _recipes.get(input)
+    parts: tuple[Tensor | None, ...] = ()
+    if ctx.needs_input_grad[1]:
+        unchanged = recipe is not None and recipe.version == input._version
+        ctx.make, parts = (recipe.make, recipe.parts) if unchanged else (lambda input: input, (input,))
+    ctx.save_for_backward(weight, bias, *parts)
+    ctx.extents = input.shape[2:]
+
+
 def _bias_gradient(grad: Tensor, bias: Tensor | None) -> Tensor | None:
     return None if bias is None else grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)).to(bias.dtype)
 
@@ -129,17 +157,17 @@ def _bias_gradient(grad: Tensor, bias: Tensor | None) -> Tensor | None:
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, big: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(big, weight, bias)
+        _keep(ctx, big, weight, bias)
         ctx.steps = stride, padding
         return _below(convolve, big, weight, bias, stride, padding)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
-        big, weight, bias = ctx.saved_tensors
+        weight, bias, *parts = ctx.saved_tensors
         of_big, of_weight, of_bias, *_ = ctx.needs_input_grad
         return (
-            transposed_convolve(grad, weight, None, *ctx.steps, *big.shape[2:]) if of_big else None,
-            convolution_weight_gradient(grad, big, *weight.shape[2:], *ctx.steps) if of_weight else None,
+            transposed_convolve(grad, weight, None, *ctx.steps, *ctx.extents) if of_big else None,
+            convolution_weight_gradient(grad, ctx.make(*parts), *weight.shape[2:], *ctx.steps) if of_weight else None,
             _bias_gradient(grad, bias) if of_bias else None,
             None,
             None,
@@ -151,17 +179,17 @@ class _Transposed(torch.autograd.Function):
     def forward(
         ctx: Any, small: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, height: int, width: int
     ) -> Tensor:
-        ctx.save_for_backward(small, weight, bias)
+        _keep(ctx, small, weight, bias)
         ctx.steps = stride, padding
         return _below(transposed_convolve, small, weight, bias, stride, padding, height, width)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
-        small, weight, bias = ctx.saved_tensors
+        weight, bias, *parts = ctx.saved_tensors
         of_small, of_weight, of_bias, *_ = ctx.needs_input_grad
         return (
             convolve(grad, weight, None, *ctx.steps) if of_small else None,
-            convolution_weight_gradient(small, grad, *weight.shape[2:], *ctx.steps) if of_weight else None,
+            convolution_weight_gradient(ctx.make(*parts), grad, *weight.shape[2:], *ctx.steps) if of_weight else None,
             _bias_gradient(grad, bias) if of_bias else None,
             None,
             None,

@@ -1,0 +1,331 @@
+"""Convolution, batch norm and activation as one call, which gives what the three would have given one after the other.
+
+:func:`chain` looks at what it is called with, every time: hooks, modes, types and attributes may change at will, and whatever it
+does not know it calls as it is. In training, batch norm's op (:mod:`ganfast.ops.batch_norm`) normalises and activates in one
+pass, where a device has a kernel for it. In evaluation, a convolution takes batch norm into its weight, by operations that
+autograd and exporters follow: for weight W, bias b and s = gamma / sqrt(running_var + eps),
+
+    norm(W x + b) = (s W) x + (b - running_mean) s + beta
+
+Nothing is cached, so that no change of a parameter can be missed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.module import _has_any_global_hook
+
+from ganfast.nn.groups import Grouped, groups_of, measures
+from ganfast.ops.batch_norm import batch_norm_act
+from ganfast.ops.convolution import convolution, keep_recipe, serves
+
+ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_SERVED = [
+    kind
+    for kind, key in (("cpu", "CPU"), ("cuda", "CUDA"))
+    if torch._C._dispatch_has_kernel_for_dispatch_key("ganfast::batch_norm_act", key)
+]
+_FUNCTIONS: dict[Any, str] = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    torch.relu_: "relu",
+    F.leaky_relu: "leaky_relu",
+    F.leaky_relu_: "leaky_relu",
+    torch.tanh: "tanh",
+    torch.tanh_: "tanh",
+    F.tanh: "tanh",
+}
+_METHODS = {"relu": "relu", "relu_": "relu", "tanh": "tanh", "tanh_": "tanh"}
+METHODS = frozenset(_METHODS)
+FUNCTIONS = frozenset({"relu", "relu_", "leaky_relu", "leaky_relu_", "tanh", "tanh_"})  # the last part of their names
+
+
+class Activation(NamedTuple):
+    """As the op takes it."""
+
+    slope: float
+    tanh: bool
+
+    def over(self, y: Tensor) -> Tensor:
+        """The activation of a ``y`` that nobody else reads, in its memory where autograd allows that."""
+        if self.tanh:
+            return torch.tanh_(y)
+        if self.slope == 0:
+            return torch.relu_(y)
+        return F.leaky_relu(y, self.slope, inplace=self.slope >= 0)
+
+
+def chain(act: Any, norm: Any, conv: Any, x: Any, /, *rest: Any, **keywords: Any) -> Any:
+    """``act(norm(conv(x)), *rest, **keywords)``.
+
+    Without ``act`` or ``conv`` (None) the same without that call; a string ``act`` is a method of the result of ``norm``.
+    """
+    activation = _activation(act, rest, keywords)
+    if norm is None:
+        return _activate(act, _convolve(conv, x), rest, keywords)
+    if not (isinstance(norm, _BatchNorm) and type(norm).forward is _BatchNorm.forward and bare(norm)):
+        return _activate(act, norm(_convolve(conv, x)), rest, keywords)
+    if measures(norm):
+        y = _convolve(conv, x)
+        if activation is not None and _kernel_takes(norm, y):
+            return _normalise_and_activate(norm, y, activation)
+        return _activate(act, norm(y), rest, keywords)
+    if _folds(conv, norm, x):
+        norm._check_input_dim(x)
+        y = _convolve_folded(conv, norm, x)
+    else:
+        y = norm(_convolve(conv, x))
+    return _activate(act, y, rest, keywords) if activation is None else activation.over(y)
+
+
+# ---- convolution
+
+
+def _convolve(conv: Any, x: Any) -> Any:
+    if conv is None:
+        return x
+    if not (_known(conv) and _plain(conv) and type(x) in (Tensor, nn.Parameter)):
+        return conv(x)
+    return _by_op(conv, x, conv.weight, conv.bias, lambda: conv(x))
+
+
+def _known(conv: Any) -> bool:
+    """Whether a call of ``conv`` is one of PyTorch's convolutions and nothing else."""
+    return isinstance(conv, _ConvNd) and bare(conv) and type(conv).forward in _FORWARDS
+
+
+def _plain(conv: Any) -> bool:
+    """Whether the op computes it: two dimensions, no groups, no dilation, one stride and one padding."""
+    one = all(isinstance(sizes, tuple) and len(sizes) == 2 and sizes[0] == sizes[1] for sizes in (conv.stride, conv.padding))
+    return one and conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros" and not any(conv.output_padding)
+
+
+def _by_op(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, otherwise: Callable[[], Any]) -> Any:
+    """The convolution by the op (:mod:`ganfast.ops.convolution`) where it has a kernel; ``otherwise`` elsewhere."""
+    if torch.is_autocast_enabled(x.device.type):
+        x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
+    transforming = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+    if transforming or recorded or not serves(x, weight, conv.transposed):
+        return otherwise()
+    return convolution(x, weight, bias, conv.stride[0], conv.padding[0], 0 if conv.transposed else None)
+
+
+def joined(modules: Iterable[Any]) -> list[Callable[[Any], Any]]:
+    """``modules``, which are to be called one after the other, with every chain among them as one call."""
+    calls: list[Any] = []
+    for part in parts(list(modules)):
+        calls.append(partial(chain, part.act, part.norm, part.conv) if isinstance(part, Part) else part)
+    return calls
+
+
+class Part(NamedTuple):
+    """A chain among modules that are called one after the other, or a convolution alone."""
+
+    conv: Any
+    norm: Any
+    act: Any
+
+
+def parts(modules: list[Any]) -> list[Any]:
+    """``modules`` with a :class:`Part` for each convolution, and for each batch norm that has one or an activation beside it."""
+    found: list[Any] = []
+    at = 0
+    while at < len(modules):
+        conv = modules[at] if isinstance(modules[at], _ConvNd) else None
+        norm_at = at if conv is None else at + 1
+        if norm_at < len(modules) and isinstance(modules[norm_at], _BatchNorm):
+            after = modules[norm_at + 1] if norm_at + 1 < len(modules) else None
+            act = after if isinstance(after, ACTIVATIONS) else None
+            if conv is not None or act is not None:
+                found.append(Part(conv, modules[norm_at], act))
+                at = norm_at + (1 if act is None else 2)
+                continue
+        found.append(modules[at] if conv is None else Part(conv, None, None))
+        at += 1
+    return found
+
+
+def bare(module: nn.Module) -> bool:
+    """Whether a call of ``module`` is its class's forward and nothing else; groups of statistics are no matter."""
+    own = module.__dict__.get("forward")
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or _has_any_global_hook()
+        or not (own is None or (isinstance(own, Grouped) and own.inner is None))
+        or module._compiled_call_impl is not None
+        or type(module).__call__ is not nn.Module.__call__
+    )
+
+
+# ---- activations
+
+
+def _activation(act: Any, rest: tuple[Any, ...], keywords: dict[str, Any]) -> Activation | None:
+    """What ``act`` does, where that is known."""
+    if act is None:
+        return None
+    if isinstance(act, nn.Module):
+        return None if rest or keywords or not bare(act) else _activation_of_module(act)
+    name = _METHODS.get(act) if isinstance(act, str) else _FUNCTIONS.get(act) if callable(act) and act.__hash__ else None
+    if name == "tanh" and not rest and not keywords:
+        return Activation(0.0, True)
+    if name == "relu" and not rest and keywords.keys() <= {"inplace"}:
+        return Activation(0.0, False)
+    if name == "leaky_relu" and len(rest) < 2 and keywords.keys() <= ({"inplace"} if rest else {"inplace", "negative_slope"}):
+        slope = rest[0] if rest else keywords.get("negative_slope", 0.01)
+        return Activation(float(slope), False) if isinstance(slope, int | float) else None
+    return None
+
+
+def _activation_of_module(act: nn.Module) -> Activation | None:
+    forward = type(act).forward
+    if forward is nn.ReLU.forward:
+        return Activation(0.0, False)
+    if forward is nn.Tanh.forward:
+        return Activation(0.0, True)
+    if forward is nn.LeakyReLU.forward and isinstance(act.negative_slope, int | float):
+        return Activation(float(act.negative_slope), False)
+    return None
+
+
+def _activate(act: Any, y: Any, rest: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    if act is None:
+        return y
+    return getattr(y, act)(*rest, **keywords) if isinstance(act, str) else act(y, *rest, **keywords)
+
+
+# ---- training
+
+
+def _kernel_takes(norm: _BatchNorm, x: Any) -> bool:
+    """Whether the op has a kernel for ``x``, and nothing speaks against it that ``norm`` itself would say or do better."""
+    if (
+        type(x) not in (Tensor, nn.Parameter)
+        or x.device.type not in _SERVED
+        or x.dtype not in _DTYPES
+        or torch._C._get_tracing_state() is not None
+    ):
+        return False
+    if not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0  # running statistics are written in place
+    ):
+        return False
+    beside = torch.promote_types(x.dtype, torch.float32)
+    state = [t for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if t is not None]
+    if any(t.dtype != beside or t.device != x.device for t in state) or (norm.weight is None) != (norm.bias is None):
+        return False
+    groups = groups_of(norm)
+    return bool(x.dim() > 1 and x.shape[1] == norm.num_features and x.shape[0] % groups == 0 and _values(x) > groups)
+
+
+def _values(x: Tensor) -> int:
+    """How many values a channel has."""
+    return x.shape[0] * math.prod(x.shape[2:])
+
+
+def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation) -> Tensor:
+    norm._check_input_dim(x)
+    groups = groups_of(norm)
+    y: Tensor
+    arguments = groups, norm.eps, activation.slope, activation.tanh
+    y, mean, var = batch_norm_act(x, norm.weight, norm.bias, *arguments)
+    if norm.training and norm.track_running_stats:
+        with torch.no_grad():
+            _track(norm, mean, var, _values(x) // groups)
+    if y.requires_grad and not torch.compiler.is_compiling():
+        keep_recipe(y, lambda *parts: batch_norm_act(*parts, *arguments)[0], x, norm.weight, norm.bias)
+    return y
+
+
+def _track(norm: _BatchNorm, means: Tensor, variances: Tensor, values: int) -> None:
+    """Update the running statistics by those of each group, (groups, C), one after the other."""
+    running_mean, running_var, counted = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if running_mean is None or running_var is None:
+        return
+    if not torch.compiler.is_compiling():
+        # not in autograd's sight, which PyTorch's kernel keeps them out of too: another call's backward may hold them
+        running_mean, running_var = running_mean.data, running_var.data
+    weight: Any = 0.0 if norm.momentum is None else norm.momentum
+    for mean, var in zip(means.unbind(), (variances * (values / (values - 1))).unbind(), strict=True):
+        if counted is not None:
+            counted.add_(1)
+            if norm.momentum is None:  # the average over all batches
+                weight = counted.to(mean.dtype).reciprocal()
+        running_mean.lerp_(mean, weight)
+        running_var.lerp_(var, weight)
+
+
+# ---- evaluation
+
+
+def _folds(conv: Any, norm: _BatchNorm, x: Any) -> bool:
+    """Whether batch norm goes into the weight of ``conv``: where its call is known, and the weight the smaller thing to touch."""
+    if not _known(conv):
+        return False
+    if not isinstance(x, Tensor) or x.dim() != len(conv.kernel_size) + 2 or norm.num_features != conv.out_channels:
+        return False
+    if norm.running_mean is None or norm.running_var is None:
+        return False
+    # what is recorded serves batches of any size, and a compiler may fold once and for all
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    weight_per_output = math.prod(conv.kernel_size) * conv.in_channels // conv.groups
+    shrinks = math.prod(conv.stride)
+    positions = x.shape[0] * math.prod(x.shape[2:])
+    return weight_per_output <= (positions * shrinks if conv.transposed else positions // shrinks)
+
+
+_FORWARDS: dict[Any, Callable[..., Tensor]] = {
+    nn.Conv1d.forward: F.conv1d,
+    nn.Conv2d.forward: F.conv2d,
+    nn.Conv3d.forward: F.conv3d,
+    nn.ConvTranspose1d.forward: F.conv_transpose1d,
+    nn.ConvTranspose2d.forward: F.conv_transpose2d,
+    nn.ConvTranspose3d.forward: F.conv_transpose3d,
+}
+
+
+def _convolve_folded(conv: Any, norm: _BatchNorm, x: Tensor) -> Tensor:
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None
+    weight: Tensor = conv.weight
+    scale = (var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -mean * scale if conv.bias is None else (conv.bias - mean) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    if conv.transposed:
+        # (in, out / groups, ...): the outputs of a group of inputs are those of the group alone
+        by_group = weight.unflatten(0, (conv.groups, -1)) * scale.view(conv.groups, 1, -1, *(1,) * len(conv.kernel_size))
+        folded = by_group.flatten(0, 1)
+    else:
+        folded = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
+    if folded.dtype != weight.dtype:  # a float32 batch norm behind a convolution of fewer bits
+        folded, shift = folded.to(weight.dtype), shift.to(weight.dtype)
+
+    def torchs() -> Tensor:
+        if conv.transposed:
+            transposed = _FORWARDS[type(conv).forward]
+            return transposed(x, folded, shift, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
+        y: Tensor = conv._conv_forward(x, folded, shift)
+        return y
+
+    found: Tensor = _by_op(conv, x, folded, shift, torchs) if _plain(conv) and type(x) in (Tensor, nn.Parameter) else torchs()
+    return found
