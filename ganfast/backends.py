@@ -117,6 +117,7 @@ TABLE: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "permuted": {"reference": _reference, "cpp": _host},
     "spectral_norm": _KERNELS,
     "gradient_penalty": _KERNELS,
+    "batch_norm": _KERNELS,
     "fuse": {"reference": _reference},
     "frechet_distance": {"reference": _reference},
 }

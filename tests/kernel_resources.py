@@ -157,24 +157,35 @@ def specialisations(kernel: Any) -> Iterator[tuple[str, dict[str, str], dict[str
 
     wide_of = {tl.float32: tl.float32, tl.float64: tl.float64, tl.bfloat16: tl.float32, tl.float16: tl.float32}
     pairs = [(s, o) for s in wide_of for o in wide_of if wide_of[s] == wide_of[o]]
-    constants = [parameter.name for parameter in kernel.params if parameter.is_constexpr]
     seen: list[tuple[dict[str, str], dict[str, Any]]] = []
     for dtype, other in pairs:
         wide = wide_of[dtype]
         promoted = dtype if dtype == other else wide
         chosen = {"DTYPE": dtype, "OTHER": other, "WIDE": wide, "OF_U": True, "FACTOR": 2, "BEFORE": 1, "AFTER": 3}
         chosen |= {"STACKED": True, "ONE_SIDED": True, "LARGEST": 3e38}
+        chosen |= {"TANH": True, "HEIGHT": 8 if wide == tl.float64 else 16, "WIDTH": 128}
+        # both ways through memory are compiled, one of them for a single type; Triton makes constants of ones
+        chosen |= {"SINGLE": True, "rows": 1} if dtype == tl.float16 else {"SINGLE": False, "run": 1}
         types = {"table_ptr": "*i64", "sigmas_ptr": f"*{wide}", "eps": "fp32"}
         types |= {name: "*fp64" for name in ("parts_ptr", "inner_products_ptr", "costs_ptr")}
         types |= {"real_ptr": f"*{dtype}", "fake_ptr": f"*{other}", "alpha_ptr": f"*{wide}", "out_ptr": f"*{promoted}"}
         types |= {"g_ptr": f"*{dtype}", "v_ptr": f"*{dtype}", "penalty_ptr": f"*{wide}"}
         types |= {"length": "i32", "count": "i32", "target": "i64", "scale": "i64"}
-        values = {name: chosen[name] for name in constants}
-        signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+        types |= {f"{name}_ptr": f"*{dtype}" for name in ("x", "y", "dy", "dx")}
+        types |= {f"{name}_ptr": f"*{wide}" for name in ("sums", "mean", "var", "weight", "bias")}
+        types |= {f"{name}_ptr": f"*{wide}" for name in ("levels", "tilts", "dweight", "dbias")}
+        types |= dict.fromkeys(("groups", "rows", "channels", "run", "layers", "values"), "i32")
+        types |= {"eps_bits": "i64", "slope_bits": "i64"}
+        values = {name: chosen[name] for name in kernel.arg_names if name in chosen}
+        signature = {name: "constexpr" if name in chosen else types[name] for name in kernel.arg_names}
         if (signature, values) in seen:
             continue
         seen.append((signature, values))
-        named = [types[name][1:] for name in ("real_ptr", "fake_ptr", "g_ptr", "penalty_ptr") if name in signature]
+        named = [
+            types[name][1:]
+            for name in ("real_ptr", "fake_ptr", "g_ptr", "penalty_ptr", "x_ptr", "dweight_ptr")
+            if name in signature
+        ]
         named += [str(values[name]) for name in ("DTYPE", "OTHER", "WIDE") if name in values]
         yield f"{kernel.__name__}<{', '.join(named)}>", signature, values
 

@@ -26,6 +26,16 @@ struct Tanh {
     }
 };
 
+// One of the two, known when it is called: where they would double a kernel.
+template <typename T>
+struct Either {
+    LeakyReLU<T> leaky;
+    bool tanh;
+
+    GANFAST_HOST_DEVICE T operator()(T z) const { return tanh ? Tanh<T>()(z) : leaky(z); }
+    GANFAST_HOST_DEVICE T derivative(T z) const { return tanh ? Tanh<T>().derivative(z) : leaky.derivative(z); }
+};
+
 // body(activation)
 template <typename T, typename F>
 void with_activation(double slope, bool tanh, const F& body) {

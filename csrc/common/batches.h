@@ -13,15 +13,16 @@ inline bool lies_by_sample(const Tensor& dense) {
     return dense.numel() == 0 || dense.size(0) == 1 || dense.stride(0) == dense.numel() / dense.size(0);
 }
 
-// A result with the strides that were promised, and where the kernels write it: there, or where it does not lie by sample, in a
-// contiguous tensor that is copied in the end.
+// A result with the strides that were promised, and where the kernels write it: there, or where that does not lie as they walk,
+// which is by sample if nothing else is said, in a contiguous tensor that is copied in the end.
 class Result {
 public:
     const Tensor promised, written;
 
-    explicit Result(const Tensor& promised)
-        : promised(promised),
-          written(lies_by_sample(promised) ? promised : torch::stable::new_empty(promised, promised.sizes())) {}
+    explicit Result(const Tensor& promised) : Result(promised, lies_by_sample(promised)) {}
+
+    Result(const Tensor& promised, bool fits)
+        : promised(promised), written(fits ? promised : torch::stable::new_empty(promised, promised.sizes())) {}
 
     Tensor finished() const {
         if (written.get() == promised.get()) return promised;

@@ -57,11 +57,12 @@ struct PerThread {
 #endif
 };
 
-// Sums over the threads, in a fixed order: sums[k * THREADS + t] for all t, which end in sums[k * THREADS], for k < K.
+// Sums over the threads, in a fixed order: sums[k * THREADS + t] for all t, which end in sums[k * THREADS], for k < K. With more
+// lanes, a power of two, those over the threads of each lane t % lanes, which end in sums[k * THREADS + lane].
 template <int THREADS, int K, typename T>
-GANFAST_DEVICE inline void sum_over_threads(T* sums) {
+GANFAST_DEVICE inline void sum_over_threads(T* sums, int lanes = 1) {
     static_assert((THREADS & (THREADS - 1)) == 0, "halving needs a power of two");
-    for (int half = THREADS / 2; half > 0; half /= 2) {
+    for (int half = THREADS / 2; half >= lanes; half /= 2) {
         phase<THREADS>([&](int thread) {
             if (thread >= half) return;
             for (int k = 0; k < K; ++k) sums[k * THREADS + thread] += sums[k * THREADS + thread + half];

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import batch_norm_checks
 import gradient_penalty_checks
 import pytest
 import torch
+from batch_norm_checks import FORMS, Form
 from cases import (
+    BATCH_LAYOUTS,
     BATCHES,
     DCGAN64,
     DTYPES,
@@ -15,10 +18,12 @@ from cases import (
     EMPTY_BATCHES,
     LAID_OUT,
     LAID_OUT_BATCHES,
+    LAID_OUT_VOLUMES,
     RESNET32_CRITIC,
     SHAPES,
     SIZED,
     SIZED_BATCHES,
+    VOLUMES,
     Batch,
     Weight,
 )
@@ -33,6 +38,7 @@ from spectral_norm_checks import (
     make,
 )
 
+from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_backward
 from ganfast.ops.gradient_penalty import interpolate, slope_penalty
 from ganfast.ops.spectral_norm import spectral_norm, spectral_norm_backward
 
@@ -174,3 +180,84 @@ def test_a_captured_penalty_follows_its_data(generator: torch.Generator) -> None
     graph.replay()
     for found, expected in zip(captured, step(), strict=True):
         assert torch.equal(found, expected)  # one order of sums, whatever launches it
+
+
+# ---- batch norm
+
+
+BOTH = ["contiguous", "channels-last"]
+# as models have them, and so large that a thread gets all its packs
+LARGE_VOLUMES = [
+    Batch("images", shape, layout) for shape in ((64, 64, 32, 32), (64, 512, 4, 4), (2, 8, 500, 500)) for layout in BOTH
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [*VOLUMES, *LAID_OUT_VOLUMES], ids=str)
+def test_batch_norm(case: Batch, dtype: torch.dtype, generator: torch.Generator) -> None:
+    batch_norm_checks.check(case, dtype, generator, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", LARGE_VOLUMES, ids=str)
+def test_batch_norm_of_large_volumes(case: Batch, dtype: torch.dtype, generator: torch.Generator) -> None:
+    for form in (Form(groups=2, slope=0.2), Form(tanh=True)):
+        batch_norm_checks.check_form(case, form, dtype, generator, "cuda")
+
+
+@pytest.mark.parametrize("layout", BOTH)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_batch_norm_of_numbers_out_of_the_ordinary(layout: str, dtype: torch.dtype, generator: torch.Generator) -> None:
+    batch_norm_checks.check_far_from_zero(layout, generator, "cuda")
+    batch_norm_checks.check_constant(dtype, layout, generator, "cuda")
+    for value in (math.nan, math.inf, -math.inf):
+        batch_norm_checks.check_nan_and_inf(value, dtype, layout, generator, "cuda")
+
+
+def test_batch_norm_of_any_layouts_and_types(generator: torch.Generator) -> None:
+    batch_norm_checks.check_any_pair_of_layouts(generator, "cuda")
+    batch_norm_checks.check_any_mix_of_types(generator, "cuda")
+
+
+@pytest.mark.parametrize("name", batch_norm_checks.REFUSED)
+def test_volumes_that_do_not_fit_are_refused(name: str) -> None:
+    batch_norm_checks.check_refusal(name, "cuda")
+
+
+def both_ways(x: torch.Tensor, grad: torch.Tensor, form: Form) -> list[torch.Tensor]:
+    weight, bias = (torch.linspace(*ends, x.shape[1], device="cuda") for ends in ((-1, 2), (1, -1)))
+    y, mean, var = batch_norm_act(x, weight, bias, form.groups, 1e-5, form.slope, form.tanh)
+    return [y, mean, var, *batch_norm_act_backward(grad, x, weight, bias, mean, var, 1e-5, form.slope, form.tanh)]
+
+
+@pytest.mark.parametrize("layout", BOTH)
+@pytest.mark.parametrize("form", FORMS[:4], ids=str)
+def test_a_captured_batch_norm_follows_its_data(form: Form, layout: str) -> None:
+    """Captured once and replayed after the data have changed: nothing waits for the host, and a run gives the same bits again."""
+    x, grad = (BATCH_LAYOUTS[layout](torch.randn(64, 64, 16, 16, device="cuda")) for _ in range(2))
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        both_ways(x, grad, form)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = both_ways(x, grad, form)
+    x.mul_(3).add_(0.1)
+    graph.replay()
+    for found, expected in zip(captured, both_ways(x, grad, form), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("layout", BOTH)
+def test_more_than_2_to_the_31_values(layout: str) -> None:
+    """The second group, whose offsets begin past 2^31, is to the bit as if it were alone."""
+    shape = (2, 8, 2**14, 2**13 + 1)
+    if torch.cuda.mem_get_info()[0] < 10 * 2 * math.prod(shape):  # x, grad, y and dx, copies of a group of each
+        pytest.skip("a GPU with 43 GB free is needed")
+    x, grad = (BATCH_LAYOUTS[layout](torch.randn(shape, device="cuda", dtype=torch.bfloat16)) for _ in range(2))
+    y, mean, var, dx, *_ = both_ways(x, grad, Form(groups=2, slope=0.2))
+    alone = both_ways(BATCH_LAYOUTS[layout](x[1:]), BATCH_LAYOUTS[layout](grad[1:]), Form(slope=0.2))[:4]
+    assert all(map(torch.equal, alone, (y[1:], mean[1:], var[1:], dx[1:])))
+    assert (
+        mean.abs().max() < 1e-3 and (var - 1).abs().max() < 1e-3
+    )  # of 2^27 normal numbers: a thousandth is ten deviations and more

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 
+import batch_norm_suite
 import gradient_penalty_suite
 import pytest
 import spectral_norm_suite
@@ -28,3 +29,8 @@ def test_spectral_norm(case: str) -> None:
 @pytest.mark.parametrize("case", gradient_penalty_suite.suite("interpreted"))
 def test_gradient_penalty(case: str) -> None:
     outcomes("gradient_penalty").expect(case)
+
+
+@pytest.mark.parametrize("case", batch_norm_suite.suite("interpreted"))
+def test_batch_norm(case: str) -> None:
+    outcomes("batch_norm").expect(case)
