@@ -6,14 +6,12 @@ points alone makes their tangents t of v = dP/dg (:mod:`ganfast.tangent`). A lay
 
     dW = weight_gradient([a_real; a_fake; t], delta),
 
-one product for the whole step, and a bias the sum of delta over the first 2N samples. That presumes that the critic's Jacobian is
-constant in pieces and that samples do not influence each other. Both are looked up operation by operation, and an operation that
-is not known to keep samples apart (:func:`_apart`) raises Unreadable.
+one product for the whole step, and a bias the sum of delta over the first 2N samples. That presumes that samples do not influence
+each other, which :mod:`ganfast.apart` proves, and that the critic's Jacobian is constant in pieces, which the graph shows.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -23,25 +21,17 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from ganfast import tangent
-from ganfast.tangent import BILINEAR, DIAGONAL, VIEWS, Node, Pair, Step, Unreadable
+from ganfast.tangent import BILINEAR, VIEWS, Node, Pair, Step, Unreadable
 
 aten = torch.ops.aten
 
-# Operations on maps (N, C, ...), which look at pixels of one channel of one sample.
-_MAPS = re.compile(r"(?:Adaptive|)(?:Avg|Max)Pool(\d)D\w*|(?:Reflection|Replication)Pad(\d)D|Upsample\D+(\d)D")
-# Operations along the dimensions that they name, and these names.
-_ALONG = {
-    **dict.fromkeys(["Sum", "Mean", "Cat", "Slice", "Select", "Amax", "Amin"], ("_saved_dim",)),
-    "Flip": ("_saved_dims",),
-    "Transpose": ("_saved_dim0", "_saved_dim1"),
-}
-_SAME = frozenset(["Alias", "Clone", "ToCopy"])
-# The data that a product saves for its weight's gradient.
-_DATA = {
-    "Convolution": ("_saved_input", ""),
-    "Addmm": ("", "_saved_mat1"),
-    "Mm": ("_saved_self", ""),
-    "Mul": ("_saved_self", "_saved_other"),
+# What a product of the data, its input i, has saved: they themselves, for their factor's gradient, and that factor.
+_SAVED = {
+    ("Convolution", 0): ("_saved_input", "_saved_weight"),
+    ("Addmm", 1): ("_saved_mat1", "_saved_mat2"),
+    ("Mm", 0): ("_saved_self", "_saved_mat2"),
+    ("Mul", 0): ("_saved_self", "_saved_other"),
+    ("Mul", 1): ("_saved_other", "_saved_self"),
 }
 
 
@@ -63,31 +53,45 @@ def joint_loss(
 ) -> Losses:
     """``loss(real, fake)`` of the scores and ``penalty(g)`` of the slopes, for the ``output`` of a critic at ``points``.
 
-    ``points`` (3N, ...) is a leaf, ``[real; fake; x^]``. Raises Unreadable, without a trace, where the form above is not proven.
+    ``points`` (3N, ...) is a leaf, ``[real; fake; x^]``, whose samples the critic keeps apart. Raises Unreadable, without a
+    trace, where the graph is not the one that the form above is for.
     """
     n = len(points) // 3
-    path = tangent.steps(output, points)
-    for step in path:
-        if not _apart(step, 3 * n):
-            raise Unreadable(f"{step.name} is not known to keep samples apart")
-    if not path:
-        raise Unreadable("the critic does not look at its input")
+    with tangent.reading():
+        path = _read(output, points)
     real, fake = (part.detach().requires_grad_() for part in output[: 2 * n].split(n))
     with torch.enable_grad():
         adversarial = loss(real, fake)
         by_scores = torch.autograd.grad(adversarial, (real, fake), retain_graph=True, materialize_grads=True)
     upstream = torch.cat([*by_scores, torch.ones_like(output[2 * n :])])
-    by_points, deltas = tangent.sweep(path, output, points, upstream, _has_weights)
+    with tangent.reading():
+        by_points, deltas, doubts = tangent.sweep(path, output, points, upstream, _has_weights)
+    g = by_points[2 * n :].detach().requires_grad_()
+    # of one product, tangents have the unit of the data
     with torch.enable_grad():
-        g = by_points[2 * n :].detach().requires_grad_()
         value = penalty(g)
         (v,) = torch.autograd.grad(value, g)
-    with torch.no_grad():
+    with torch.no_grad(), tangent.reading():
         pairs, along = _weight_gradients(path, points, output, v, deltas, n)
-        trust = tangent.verified(path, along, g, v)
+        trust = tangent.verified(path, along, g, v, doubts)
+        if not pairs:
+            raise Unreadable("the critic has no weights that learn")
     # what the loss was made of besides has its gradients from its own graph, which ends at the scores
-    total = adversarial + tangent.with_gradients(value.detach(), pairs, trust)
+    total = adversarial + tangent.with_gradients(value.detach(), pairs, trust, torch.ones_like(value))
     return Losses(total, adversarial.detach(), value.detach(), real.detach(), fake.detach())
+
+
+def _read(output: Tensor, points: Tensor) -> list[Step]:
+    """The steps, all of which :func:`_tangent` and :func:`_pairs` are for."""
+    path = tangent.steps(output, points)
+    if not path:
+        raise Unreadable("the critic does not look at its input")
+    for step in path:
+        if not _simple(step):
+            raise Unreadable(f"{step.name} is not of the form that one batch is for")
+    if not all(map(tangent.is_linear, tangent.aside(path, get_gradient_edge(points).node))):
+        raise Unreadable("a weight goes through an autograd.Function")
+    return path
 
 
 def _weight_gradients(
@@ -121,12 +125,14 @@ def _pairs(step: Step, given: Mapping[int, Tensor], delta: Tensor, n: int) -> It
             continue
         if step.bilinear and k in step.bilinear.factors:
             ((i, t),) = given.items()
-            data = getattr(node, _DATA[step.name][i])
+            data = getattr(node, _SAVED[step.name, i][0])
             yield from step.bilinear.weights(node, i, torch.cat([data[: 2 * n], t.to(data.dtype)]), delta)
         else:
+            while tangent.operation(target) == "ToCopy":  # autocast's
+                target = target.next_functions[0][0]
             bias = tangent.leaf_of(target, ())
             summed = delta[: 2 * n].sum((0, *range(2, delta.dim()))) if step.name == "Convolution" else delta[: 2 * n]
-            yield bias, summed.sum_to_size(bias.shape).clone()
+            yield bias, summed.sum_to_size(bias.shape).to(bias.dtype, copy=True)
 
 
 def _tangent(step: Step, given: Mapping[int, Tensor], n: int) -> Tensor:
@@ -155,52 +161,31 @@ def _tangent(step: Step, given: Mapping[int, Tensor], n: int) -> Tensor:
     return t.new_zeros(n, *node._input_metadata[0].shape[1:])
 
 
-# ---- the proof
-
-
 def _has_weights(step: Step) -> bool:
     return any(target is not None and k not in step.inputs for k, (target, _) in enumerate(step.node.next_functions))
 
 
-def _apart(step: Step, rows: int) -> bool:
-    """Whether each row of the output is known to come from the same row of the data, linearly in pieces."""
+def _simple(step: Step) -> bool:
+    """Whether its tangents, and its weights' gradients, are those of this file."""
     node, name = step.node, step.name
-    before = [_shape(*node.next_functions[i]) for i in step.inputs]
-    after = tuple(node._input_metadata[0].shape)
-    if len(node._input_metadata) > 1 and name != "MaxPool2DWithIndices":
+    outputs = node._input_metadata
+    if step.curved or any(meta.dtype == torch.float16 for meta in outputs):  # float16's range asks for tangents in their own unit
         return False
-    if any(shape[:1] != (rows,) for shape in (*before, after)):
+    if len(outputs) > 1 and name != "MaxPool2DWithIndices":
         return False
-    if name == "Convolution":
-        return step.inputs == (0,) and len(before[0]) == node._saved_weight.dim()
-    if name in ("Addmm", "Mm"):
-        return step.inputs == (1 if name == "Addmm" else 0,) and getattr(node, "_saved_beta", 1) == 1
-    elementwise = all(shape == after for shape in before)
-    if name == "Mul":
-        return elementwise and step.bilinear is not None
+    elementwise = all(_shape(*node.next_functions[i]) == tuple(outputs[0].shape) for i in step.inputs)
     if name == "Add":
         return elementwise and node._saved_alpha == 1
-    if _has_weights(step):
-        return False
-    if name in DIAGONAL or name in _SAME:
-        return elementwise and step.inputs == (0,)
-    if name in VIEWS:
-        return True
-    if name == "Permute":
-        return _axes(node._saved_dims, len(after))[0] == 0
-    if name in _ALONG:
-        ndim = max(len(after), *map(len, before))
-        return all(0 not in _axes(getattr(node, attribute, 0), ndim) for attribute in _ALONG[name])
-    maps = _MAPS.fullmatch(name)
-    return maps is not None and len(before[0]) == 2 + int(next(filter(None, maps.groups())))
+    if step.bilinear:
+        if (name, *step.inputs) not in _SAVED or getattr(node, "_saved_beta", 1) != 1 or (name == "Mul" and not elementwise):
+            return False
+        # a weight that was frozen when it was used, and no longer is, has a gradient from the penalty alone
+        (k,) = {*step.bilinear.factors} - {*step.inputs}
+        factor = getattr(node, _SAVED[name, step.inputs[0]][1])
+        return (node.next_functions[k][0] is not None) == (isinstance(factor, Tensor) and factor.requires_grad)
+    return not _has_weights(step)
 
 
 def _shape(node: Node, number: int) -> tuple[int, ...]:
     """That of a node's output, or of a leaf."""
     return tuple(node._input_metadata[number].shape)
-
-
-def _axes(saved: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """Dimensions as a node has saved them: negative ones count from the end, and may have lost their sign."""
-    axes = saved if isinstance(saved, tuple) else (saved,)
-    return tuple((axis - 2**64 if axis >= 2**63 else axis) % ndim for axis in axes)

@@ -14,7 +14,8 @@ critic's parameters. They share their contract:
 - ``conditions`` are tensors that the critic is called with besides, such as labels: ``critic(x, *conditions)``, each (N, ...);
 - a penalty that is taken in every k-th step only (Karras et al. 2020, "lazy") is multiplied by k where it is taken;
 - under ``torch.no_grad`` the value is right and carries no graph;
-- within ``torch.compile`` a critic that is a module is compiled with the rest, in one graph; any other callable breaks it.
+- within ``torch.compile`` a critic that is a module is compiled with the rest, in one graph; any other callable breaks it, and
+  so does a module that cannot be traced or has an autograd.Function of its own.
 
 Everything refused is an :class:`~ganfast.errors.InvalidValue` or :class:`~ganfast.errors.InvalidType`.
 """
@@ -27,7 +28,7 @@ import functools
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
-from ganfast import joint, tangent
+from ganfast import apart, joint, tangent
 from ganfast.errors import InvalidType, InvalidValue, near
 from ganfast.joint import Losses
 from ganfast.ops.gradient_penalty import interpolate, slope_penalty
@@ -70,7 +72,7 @@ def gradient_penalty(
     ``generator`` or torch's default one; ``alpha`` (N,) fixes them. ``kind="one-sided"`` charges only slopes above ``target``
     (the paper's section 4). A sample whose slope is exactly zero pays ``target^2`` and contributes a zero gradient, not NaN.
     """
-    one_sided = _checked(real, fake, target, weight, kind, conditions)
+    one_sided = _checked(critic, real, fake, target, weight, kind, conditions)
     points = interpolate(real.detach(), fake.detach(), _alpha(real, fake, generator, alpha), False)
     return _penalty(critic, points, conditions, target, weight, one_sided)
 
@@ -92,86 +94,70 @@ def penalised_loss(
 
     Each weight has one gradient for all of it, which is fewer and larger products (:mod:`ganfast.joint`). ``total`` of what is
     returned has the gradient; ``adversarial``, ``penalty`` and the scores ``real`` and ``fake`` are values alone. That needs a
-    module whose graph is proven to be linear in pieces and to keep samples apart, and a copy of which gives, once for each shape
-    of batch, the same scores among other samples. Any other critic has three passes, and so has every one within torch.compile.
-    ``conditions`` are those of real and of fake samples alike.
+    module whose graph is linear in pieces, and which is proven to keep samples apart (:mod:`ganfast.apart`). Any other critic has
+    three passes, and so has every one within torch.compile and under autocast to float16, and one that does something else in
+    every call. ``conditions`` are those of real and of fake samples alike.
     """
-    one_sided = _checked(real, fake, target, weight, kind, conditions)
+    one_sided = _checked(critic, real, fake, target, weight, kind, conditions)
     drawn = _alpha(real, fake, generator, alpha)
     real, fake = real.detach(), fake.detach()
+
+    def scalar(real: Tensor, fake: Tensor) -> Tensor:
+        value = loss(real, fake)
+        _check_loss(value, real.requires_grad or fake.requires_grad)
+        return value
+
     if torch.is_grad_enabled() and not torch.compiler.is_compiling() and isinstance(critic, nn.Module):
         batch = interpolate(real, fake, drawn, True)
         whole = [condition.repeat(3, *[1] * (condition.dim() - 1)) for condition in conditions]
-        verdicts = _APART.setdefault(critic, {})
-        key = (batch.shape, batch.dtype, critic.training)
-        if key not in verdicts:
-            verdicts[key] = _keeps_apart(critic, batch, whole)
-        if verdicts[key]:
+        with contextlib.suppress(tangent.Unreadable):
+            output = _apart_scores(critic, batch.requires_grad_(), whole)
             try:
-                return _in_one_batch(critic, batch, whole, loss, lambda g: slope_penalty(g, target, weight, one_sided)[0])
+                with torch.autocast(batch.device.type, enabled=False):
+                    return joint.joint_loss(output, batch, scalar, lambda g: slope_penalty(g, target, weight, one_sided)[0])
             except tangent.Unreadable:
-                verdicts[key] = False
+                _APART[critic] = None
     penalty = _penalty(critic, interpolate(real, fake, drawn, False), conditions, target, weight, one_sided)
     scores = critic(real, *conditions), critic(fake, *conditions)
-    adversarial = loss(*scores)
+    adversarial = scalar(*scores)
     values = (value.detach() for value in (adversarial, penalty, *scores))
     return Losses(adversarial + penalty, *values)
 
 
-_APART: weakref.WeakKeyDictionary[nn.Module, dict[Any, bool]] = weakref.WeakKeyDictionary()
+# The fingerprints of critics that were tried, and None for those that three passes are for.
+_APART: weakref.WeakKeyDictionary[nn.Module, set[int] | None] = weakref.WeakKeyDictionary()
+_FORMS = 8
 
 
-def _in_one_batch(
-    critic: nn.Module,
-    batch: Tensor,
-    conditions: Sequence[Tensor],
-    loss: Callable[[Tensor, Tensor], Tensor],
-    penalty: Callable[[Tensor], Tensor],
-) -> Losses:
-    batch = batch.requires_grad_()
-    output = _output(critic, batch, conditions)
-    with torch.autocast(batch.device.type, enabled=False):
-        return joint.joint_loss(output, batch, loss, penalty)
-
-
-def _keeps_apart(critic: nn.Module, batch: Tensor, conditions: Sequence[Tensor]) -> bool:
-    """Whether the last third of ``batch`` has the same scores among other samples, which autograd's graph alone does not prove.
-
-    What a critic computes aside, under no_grad or of detached data, is not recorded there.
-    """
-    twin = _copied(critic)
-    if twin is None:
-        return False
-    n = len(batch) // 3
-    others = batch.clone()
-    others[: 2 * n] = 0.5 * batch[n:]
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        scores, among_others = (_scores(twin, samples, conditions).detach()[2 * n :].double() for samples in (batch, others))
-    # of the same samples in the same order, a convolution's roundings at most
-    near = 64 * torch.finfo(torch.bfloat16 if torch.is_autocast_enabled(batch.device.type) else batch.dtype).eps
-    return torch.allclose(scores, among_others, rtol=near, atol=near * float(scores.abs().max()))
-
-
-def _copied(critic: nn.Module) -> nn.Module | None:
-    """None where it holds what cannot be copied: a process group, a lock, the tensor that the old nn.utils.weight_norm keeps."""
+def _apart_scores(critic: nn.Module, batch: Tensor, conditions: Sequence[Tensor]) -> Tensor:
+    """Scores of a batch of 3N, whose samples were proven to be kept apart. Raises Unreadable otherwise, and from then on."""
+    proven = _APART.setdefault(critic, set())
+    if proven is None:
+        raise tangent.Unreadable("it was not proven before")
     try:
-        return copy.deepcopy(critic)
-    except (RuntimeError, TypeError):
-        return None
+        if not proven:  # on a copy first, before anything of the critic moves
+            proven |= apart.tried(critic, output_of, batch, conditions)
+        output, seen = apart.watched(lambda: output_of(critic, batch, conditions), batch, *conditions)
+        if seen not in proven:
+            proven |= apart.tried(critic, output_of, batch, conditions)
+        if seen not in proven or len(proven) > _FORMS:
+            raise tangent.Unreadable("it does something else in every call")
+    except tangent.Unreadable:
+        _APART[critic] = None
+        raise
+    return output
 
 
 def r1_penalty(critic: Critic, real: Tensor, *, weight: float, conditions: Sequence[Tensor] = ()) -> Tensor:
     """``weight / 2 * E[|grad D(real)|^2]`` at real data (N, ...) (Mescheder et al. 2018, equation 9)."""
-    _check_weight(weight)
-    _check_samples("real", real, conditions)
-    return _penalty(critic, real.detach(), conditions, 0.0, weight / 2, False)
+    _check_one(critic, "real", real, weight, conditions)
+    return _penalty(critic, real.detach(), conditions, 0.0, float(weight) / 2, False)
 
 
 def r2_penalty(critic: Critic, fake: Tensor, *, weight: float, conditions: Sequence[Tensor] = ()) -> Tensor:
     """``weight / 2 * E[|grad D(fake)|^2]`` at generated data (N, ...) (Mescheder et al. 2018, equation 10)."""
-    _check_weight(weight)
-    _check_samples("fake", fake, conditions)
-    return _penalty(critic, fake.detach(), conditions, 0.0, weight / 2, False)
+    _check_one(critic, "fake", fake, weight, conditions)
+    return _penalty(critic, fake.detach(), conditions, 0.0, float(weight) / 2, False)
 
 
 @dataclass(frozen=True)
@@ -200,16 +186,18 @@ def penalty_plan(critic: Critic, samples: Tensor | None = None, *, conditions: S
     what to try. A module is copied before where it can be, so that nothing of it moves. Raises InvalidValue for a critic that
     no penalty takes, and where no batch was found.
     """
+    _check_critic(critic)
     critic = getattr(critic, "_orig_mod", critic)
     if isinstance(critic, nn.Module):
-        critic = _copied(critic) or critic
+        with contextlib.suppress(Exception):  # a process group, a lock: whatever cannot be copied
+            critic = copy.deepcopy(critic)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         point = _sample_for(critic) if samples is None else samples.detach().clone()
         _check_samples("plan", point, conditions)
-        output = _output(critic, point.requires_grad_(), conditions)
+        output = output_of(critic, point.requires_grad_(), conditions)
     try:
-        path = _path(output, point)
-        tangent.slope_loss(output, point, lambda g: g.square().sum(), path=path)  # which finds what only shows on the way
+        path = tangent.steps(output, point)
+        tangent.slope_loss(output, point, lambda g: g.square().sum())  # which finds what only shows on the way
     except tangent.Unreadable as error:
         return PenaltyPlan("double backward", 0, {}, str(error))
     curved = Counter(step.name for step in path if step.curved)
@@ -262,73 +250,66 @@ def _penalty(
     if torch.compiler.is_compiling():
         from ganfast import compiled  # whose import of the compiler is made by now
 
-        in_graph = isinstance(critic, nn.Module)
-        return compiled.value_and_gradient(*arguments) if in_graph else compiled.outside_of_it(*arguments)
+        return compiled.value_and_gradient(*arguments)
     return value_and_gradient(*arguments)
 
 
 def value_and_gradient(
-    critic: Critic, point: Tensor, conditions: tuple[Tensor, ...], target: float, weight: float, one_sided: bool
+    critic: Critic, point: Tensor, conditions: Sequence[Tensor], target: float, weight: float, one_sided: bool
 ) -> Tensor:
     """A penalty at a batch of its own, ``point``."""
     learning = torch.is_grad_enabled()
+    with torch.enable_grad():
+        point = point.detach().requires_grad_()
+        output = output_of(critic, point, conditions)
+    return slope_of(output, point, (), target, weight, one_sided, learning)
+
+
+def slope_of(
+    output: Tensor,
+    point: Tensor,
+    variables: Sequence[Tensor],
+    target: float,
+    weight: float,
+    one_sided: bool,
+    learning: bool,
+) -> Tensor:
+    """A penalty of scores that were computed at ``point``, and where ``learning`` its gradient."""
 
     def loss(g: Tensor) -> Tensor:
         value: Tensor = slope_penalty(g, target, weight, one_sided)[0]
         return value
 
-    with torch.enable_grad():
-        point = point.detach().requires_grad_()
-        output = _output(critic, point, conditions)
-        # autocast would round the products of what follows again: they have the dtypes that the forward pass chose
-        with torch.autocast(point.device.type, enabled=False):
-            if learning:
-                try:
-                    return tangent.slope_loss(output, point, loss, _variables(critic, conditions), _path(output, point))
-                except tangent.Unreadable:
-                    pass
-            (g,) = torch.autograd.grad(output.sum(), point, create_graph=learning, materialize_grads=True)
-            return loss(g)
+    # autocast would round the products of what follows again: they have the dtypes that the forward pass chose
+    with torch.enable_grad(), torch.autocast(point.device.type, enabled=False):
+        if learning:
+            with contextlib.suppress(tangent.Unreadable):
+                return tangent.slope_loss(output, point, loss, variables)
+        (g,) = torch.autograd.grad(output.sum(), point, create_graph=learning, materialize_grads=True)
+        return loss(g)
 
 
-def _output(critic: Critic, point: Tensor, conditions: Sequence[Tensor]) -> Tensor:
+def output_of(critic: Critic, point: Tensor, conditions: Sequence[Tensor]) -> Tensor:
     """The critic's scores, with their graph."""
-    output = _scores(critic, point, conditions)
+    # the fused attentions have no second derivative, and on the CPU none of their backward
+    with _as_written(), _refusing_batch_norm(), sdpa_kernel(SDPBackend.MATH):
+        output = critic(point, *conditions)
+    _check_output(output, point.shape[0])
     if not output.requires_grad:
         raise InvalidValue(
             "the critic's output carries no gradient to its input: it was detached, or computed under no_grad or inference_mode"
         )
+    if not torch.compiler.is_compiling() and any(map(ties, tangent.nodes_of([output.grad_fn]))):
+        raise InvalidValue(_TIED.format("batch norm"))
     return output
 
 
-def _scores(critic: Critic, point: Tensor, conditions: Sequence[Tensor]) -> Tensor:
-    # every module call is looked at, so it does not matter what kind of function holds the critic
-    watch = register_module_forward_pre_hook(_refuse_batch_norm)
-    try:
-        with _as_written(), _differentiable_attention():
-            output = critic(point, *conditions)
-    finally:
-        watch.remove()
-    _check_output(output, point.shape[0])
-    return output
-
-
-def _path(output: Tensor, point: Tensor) -> list[tangent.Step]:
-    """The steps of a critic, none of which takes statistics over samples. Instance norm is the same operation on one row."""
-    path = tangent.steps(output, point)
-    for step in path:
-        if "BatchNorm" in step.name and getattr(step.node, "_saved_training", True):
-            seen = getattr(step.node, "_saved_input", None)
-            if seen is not None and seen.shape[0] == point.shape[0] > 1:
-                raise InvalidValue(_TIED.format("batch norm"))
-    return path
-
-
-def _variables(critic: Critic, conditions: Sequence[Tensor]) -> Sequence[Tensor]:
-    """What a tracer stands in for, so that it is no leaf."""
-    if not (torch.compiler.is_compiling() and isinstance(critic, nn.Module)):
-        return ()
-    return *critic.parameters(), *conditions
+def ties(node: tangent.Node) -> bool:
+    """Whether it takes statistics over samples. Instance norm is the same operation on one row."""
+    name = tangent.operation(node)
+    if "BatchNorm" not in name or "NoTraining" in name or not getattr(node, "_saved_training", True):
+        return False
+    return bool(node._input_metadata[0].shape[0] > 1)
 
 
 def _as_written() -> contextlib.AbstractContextManager[Any]:
@@ -339,12 +320,19 @@ def _as_written() -> contextlib.AbstractContextManager[Any]:
     return eager
 
 
-def _differentiable_attention() -> contextlib.AbstractContextManager[Any]:
-    """Attention in plain operations: the fused ones have no second derivative, and on the CPU none of their backward."""
+@contextlib.contextmanager
+def _refused(watch: RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        watch.remove()
+
+
+def _refusing_batch_norm() -> contextlib.AbstractContextManager[Any]:
+    """Looks at every call of a module, so that it does not matter what kind of function holds the critic."""
     if torch.compiler.is_compiling():
         return contextlib.nullcontext()
-    plain: contextlib.AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
-    return plain
+    return _refused(register_module_forward_pre_hook(_refuse_batch_norm))
 
 
 def _refuse_batch_norm(module: nn.Module, inputs: object) -> None:
@@ -352,18 +340,35 @@ def _refuse_batch_norm(module: nn.Module, inputs: object) -> None:
         raise InvalidValue(_TIED.format(type(module).__name__))
 
 
-def _check_weight(weight: float) -> None:
-    if not weight >= 0:
-        raise InvalidValue(f"expected a penalty weight >= 0, got {weight}")
+def _check_critic(critic: object) -> None:
+    if not callable(critic):
+        raise InvalidType(f"expected the critic as a module or function, got {type(critic).__name__}")
 
 
-def _checked(real: Tensor, fake: Tensor, target: float, weight: float, kind: str, conditions: Sequence[Tensor]) -> bool:
+def _check_number(name: str, value: object) -> None:
+    if not hasattr(value, "__float__"):
+        raise InvalidType(f"expected {name} as a number, got {type(value).__name__}")
+    if not value >= 0:  # type: ignore[operator]
+        raise InvalidValue(f"expected {name} >= 0, got {value}")
+
+
+def _check_one(critic: object, side: str, samples: Tensor, weight: float, conditions: Sequence[Tensor]) -> None:
+    _check_critic(critic)
+    _check_number("a penalty weight", weight)
+    _check_samples(side, samples, conditions)
+    if not torch.compiler.is_compiling() and samples.is_inference():
+        raise InvalidValue(f"expected {side} samples that autograd can follow, got some made under inference_mode: clone them")
+
+
+def _checked(
+    critic: object, real: Tensor, fake: Tensor, target: float, weight: float, kind: str, conditions: Sequence[Tensor]
+) -> bool:
     """Whether the penalty is one-sided; raises for arguments that mean nothing."""
+    _check_critic(critic)
     if kind not in _KINDS:
-        raise InvalidValue(f"gradient_penalty has no kind {kind!r}{near(kind, _KINDS)}")
-    if not target >= 0:
-        raise InvalidValue(f"expected a target slope >= 0, got {target}")
-    _check_weight(weight)
+        raise InvalidValue(f"gradient_penalty has no kind {kind!r}{near(str(kind), _KINDS)}")
+    _check_number("a target slope", target)
+    _check_number("a penalty weight", weight)
     _check_samples("real", real, conditions)
     _check_samples("fake", fake, conditions)
     if real.shape != fake.shape:
@@ -380,6 +385,8 @@ def _check_samples(side: str, samples: Tensor, conditions: Sequence[Tensor]) -> 
         raise InvalidType(f"expected {side} samples in a floating point type, got {samples.dtype}")
     if samples.dim() < 2 or samples.shape[0] == 0:
         raise InvalidValue(f"expected {side} samples (N, ...) with N >= 1, got {tuple(samples.shape)}")
+    if not isinstance(conditions, list | tuple):
+        raise InvalidType(f"expected conditions as a tuple of tensors, such as (labels,), got {type(conditions).__name__}")
     for condition in conditions:
         if not isinstance(condition, Tensor):
             raise InvalidType(f"expected every condition as a tensor, got {type(condition).__name__}")
@@ -396,3 +403,12 @@ def _check_output(output: object, n: int) -> None:
         got = ", ".join("N" if axis == 0 and size == n else str(size) for axis, size in enumerate(shape))
         got += "," * (len(shape) == 1)
         raise InvalidValue(f"expected critic output (N,) or (N, 1), got ({got}); N is {n}, and patches are (N, 1, h, w)")
+
+
+def _check_loss(value: object, learning: bool) -> None:
+    if not isinstance(value, Tensor):
+        raise InvalidType(f"expected the loss to return a tensor, got {type(value).__name__}")
+    if value.shape != ():
+        raise InvalidValue(f"expected the loss to return a scalar, got {tuple(value.shape)}")
+    if learning and not value.requires_grad:
+        raise InvalidValue("the loss carries no gradient to the scores")

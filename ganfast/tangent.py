@@ -27,7 +27,7 @@ import contextlib
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 Node = Any  # torch.autograd.graph.Node, whose saved tensors are attributes
+Edge = tuple[Node, int]  # and the number of its output
 Pair = tuple[Tensor, Tensor]  # a tensor and what is to be added to its gradient
 
 aten = torch.ops.aten
@@ -43,6 +44,17 @@ aten = torch.ops.aten
 
 class Unreadable(Exception):
     """The graph does not say all that would have to be known."""
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Whatever fails while a graph is read is Unreadable: autograd itself may well succeed."""
+    try:
+        yield
+    except (Unreadable, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise Unreadable(f"to read it failed: {error}") from error
 
 
 # ---- nodes by name
@@ -93,14 +105,16 @@ class Bilinear:
 
 
 def _convolution(node: Node, i: int, t: Tensor) -> Tensor:
-    return aten.convolution(t, node._saved_weight, None, *_geometry(node))
+    maps, kernels = (t, node._saved_weight) if i == 0 else (node._saved_input, t)
+    return aten.convolution(maps, kernels, None, *_geometry(node))
 
 
-def _convolution_weight(node: Node, i: int, t: Tensor, delta: Tensor) -> Iterator[Pair]:
-    weight = node._saved_weight
-    if weight.requires_grad:
-        _, grad, _ = aten.convolution_backward(delta, t, weight, None, *_geometry(node), [False, True, False])
-        yield weight, grad
+def _convolved(node: Node, i: int, t: Tensor, delta: Tensor) -> Iterator[Pair]:
+    other = node._saved_weight if i == 0 else node._saved_input
+    if other.requires_grad:
+        maps, kernels = (t, other) if i == 0 else (other, t)
+        grads = aten.convolution_backward(delta, maps, kernels, None, *_geometry(node), [i == 1, i == 0, False])
+        yield other, grads[1 - i]
 
 
 def _geometry(node: Node) -> tuple[Any, ...]:
@@ -141,7 +155,7 @@ def _multiplier(node: Node, i: int, t: Tensor, delta: Tensor) -> Iterator[Pair]:
 
 
 BILINEAR = {
-    "Convolution": Bilinear((0, 1), _convolution, _convolution_weight),
+    "Convolution": Bilinear((0, 1), _convolution, _convolved),
     "Addmm": _matrices("_saved_mat1", "_saved_mat2", 1, "_saved_alpha"),
     "Mm": _matrices("_saved_self", "_saved_mat2", 0),
     "Bmm": _matrices("_saved_self", "_saved_mat2", 0),
@@ -186,6 +200,20 @@ def _forward_name(name: str) -> str:
     return own[1] if own else name
 
 
+def nodes_of(roots: Iterable[Node], source: Node = None) -> list[Node]:
+    """The nodes that these were made of, they themselves included; without ``source`` and what only that was made of."""
+    seen: set[Node | None] = {source, None}
+    found: list[Node] = []
+    stack: list[Node] = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            found.append(node)
+            stack += (target for target, _ in node.next_functions)
+    return found
+
+
 def steps(output: Tensor, point: Tensor) -> list[Step]:
     """The nodes between ``point``, a leaf, and ``output``, in the order in which the data went through them.
 
@@ -221,81 +249,105 @@ def steps(output: Tensor, point: Tensor) -> list[Step]:
 # ---- the four passes
 
 
-def slope_loss(
-    output: Tensor,
-    point: Tensor,
-    loss: Callable[[Tensor], Tensor],
-    variables: Sequence[Tensor] = (),
-    path: list[Step] | None = None,
-) -> Tensor:
+def slope_loss(output: Tensor, point: Tensor, loss: Callable[[Tensor], Tensor], variables: Sequence[Tensor] = ()) -> Tensor:
     """``loss(g)`` for g the gradient of ``output.sum()`` by ``point``, a scalar whose backward is first order.
 
     ``output`` was computed from ``point``, a leaf that requires a gradient; its graph is read and not used up. What ``loss``
     makes of g is differentiated by autograd; the gradients by all that the graph was made of are exact. ``variables`` are tensors
-    in which the graph may begin though they are no leaves: a tracer's symbols for parameters. ``path`` are its :func:`steps`.
-    Raises Unreadable, without a trace, where the graph does not say enough.
+    in which the graph may begin though they are no leaves: a tracer's symbols for parameters. Raises Unreadable, without a trace,
+    where the graph does not say enough.
     """
-    path = steps(output, point) if path is None else path
-    g, deltas = sweep(path, output, point, torch.ones_like(output), lambda step: step.curved or step.bilinear is not None)
+    with reading():
+        path = steps(output, point)
+        g, deltas, doubts = sweep(
+            path, output, point, torch.ones_like(output), lambda step: step.curved or step.bilinear is not None
+        )
+        value, v, unit = direction(g, loss)
+    with torch.no_grad(), reading():
+        pairs, along, more = _weight_gradients(path, point, output, v, deltas, variables)
+        trust = verified(path, along, g, v, doubts + more)
+        pairs += _unmoved(path, pairs, get_gradient_edge(point).node, variables)
+    return with_gradients(value, pairs, trust, unit)
+
+
+def direction(g: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """``loss(g)``; v, its derivative by g, in a unit that makes the largest number of v about one; and that unit.
+
+    float16 has nothing below 6e-8, and a loss scale comes by only with the backward pass. The unit is a power of two, which
+    rounds nothing.
+    """
     with torch.enable_grad():
-        leaf = g.detach().requires_grad_()
+        leaf = g.detach().to(torch.promote_types(g.dtype, torch.float32)).requires_grad_()
         value = loss(leaf)
         (v,) = torch.autograd.grad(value, leaf)
-    with torch.no_grad():
-        pairs, along = _weight_gradients(path, point, output, v, deltas, variables)
-        trust = verified(path, along, g, v)
-        pairs += _unmoved(path, pairs, get_gradient_edge(point).node, variables)
-    return with_gradients(value.detach(), pairs, trust)
+    exponent = torch.linalg.vector_norm(v, torch.inf).log2().floor()
+    unit = torch.where(exponent.isfinite(), exponent.clamp(-100, 100), 0).exp2()
+    return value.detach(), v / unit, unit
 
 
 def sweep(
     path: list[Step], output: Tensor, point: Tensor, upstream: Tensor, wanted: Callable[[Step], bool]
-) -> tuple[Tensor, dict[Node, tuple[Tensor | None, ...]]]:
-    """The gradient by ``point``, and those by the outputs of the wanted steps: the second pass.
-
-    A gradient that arrives at a step must be the one that the only step after it sent. Raises Unreadable where it is another one.
-    """
+) -> tuple[Tensor, dict[Node, tuple[Tensor | None, ...]], list[Tensor]]:
+    """The second pass: the gradient by ``point``, those by what the wanted steps made, and the doubts of :func:`unchanged`."""
+    if point._backward_hooks:
+        raise Unreadable("the input has a hook")
     deltas: dict[Node, tuple[Tensor | None, ...]] = {}
-    receivers = Counter(step.node.next_functions[i] for step in path for i in step.inputs)
+    nodes = {step.node: step for step in path}
     end = get_gradient_edge(output)
-    sent: dict[tuple[Node, int], tuple[Tensor, int]] = {(end.node, end.output_nr): (upstream, upstream._version)}
-    changed: list[str] = []
-
-    def watch(step: Step) -> tuple[Callable[..., None], Callable[..., None]]:
-        node, sources = step.node, [(i, step.node.next_functions[i]) for i in step.inputs]
-
-        def before(grads: tuple[Tensor | None, ...]) -> None:
-            for number, grad in enumerate(grads):
-                given, version = sent.pop((node, number), (None, 0))
-                # of another shape or type, it was summed or cast on its way by autograd itself
-                if given is None or grad is None or (given.shape, given.dtype) != (grad.shape, grad.dtype):
-                    continue
-                if given is not grad or grad._version != version:
-                    changed.append(step.name)
+    with unchanged(nodes, nodes, {(end.node, end.output_nr): [upstream]}) as doubts, contextlib.ExitStack() as hooks:
+        for node, step in nodes.items():
             if wanted(step):
-                deltas[node] = grads
+                hooks.callback(node.register_prehook(functools.partial(deltas.__setitem__, node)).remove)
+        (g,) = torch.autograd.grad(output, point, upstream, retain_graph=True, materialize_grads=True)
+    return g, deltas, doubts
 
-        def after(grads: tuple[Tensor | None, ...], _: Any) -> None:
-            for i, source in sources:
-                grad = grads[i]
-                if grad is not None and receivers[source] == 1:
-                    sent[source] = grad, grad._version
 
-        return before, after
+@contextlib.contextmanager
+def unchanged(receivers: Collection[Node], senders: Iterable[Node], sent: dict[Edge, list[Tensor]]) -> Iterator[list[Tensor]]:
+    """Raises Unreadable where a receiver gets another gradient in a backward pass than the sum of what the senders sent it.
+
+    ``sent`` is what they get from elsewhere. Where the sum is autograd's own it is made again and compared; the answers, tensors
+    that are true if the sum was changed, are what is yielded.
+    """
+    versions = {id(part): part._version for parts in sent.values() for part in parts}
+    changed: list[Node] = []
+    doubts: list[Tensor] = []
+
+    def before(node: Node, grads: tuple[Tensor | None, ...]) -> None:
+        for number, grad in enumerate(grads):
+            parts = sent.pop((node, number), [])
+            if grad is None and not parts:
+                continue
+            if grad is None or not parts or any(part._version != versions[id(part)] for part in parts):
+                changed.append(node)
+            elif len(parts) > 1 or (parts[0].shape, parts[0].dtype) != (grad.shape, grad.dtype):
+                # what was broadcast autograd sums, what was cast it casts back, and then it adds in the order of arrival
+                total = functools.reduce(torch.add, (part.sum_to_size(grad.shape).to(grad.dtype) for part in parts))
+                doubts.append((grad != total).any())
+            elif parts[0] is not grad:
+                changed.append(node)
+
+    def after(node: Node, grads: tuple[Tensor | None, ...], _: Any) -> None:
+        for grad, edge in zip(grads, node.next_functions, strict=True):
+            if grad is not None and edge[0] in receivers:
+                versions[id(grad)] = grad._version
+                sent.setdefault(edge, []).append(grad)
 
     with contextlib.ExitStack() as hooks:
-        for step in path:
-            before, after = watch(step)
-            hooks.callback(step.node.register_prehook(before).remove)
-            hooks.callback(step.node.register_hook(after).remove)
-        (g,) = torch.autograd.grad(output, point, upstream, retain_graph=True, materialize_grads=True)
+        handles = [node.register_prehook(functools.partial(before, node)) for node in receivers]
+        handles += [node.register_hook(functools.partial(after, node)) for node in senders]
+        for handle in handles:
+            hooks.callback(handle.remove)
+        if any(len(handle.hooks_dict_ref()) > 1 for handle in handles):
+            raise Unreadable("an operation's node has a hook")
+        yield doubts
     if changed:
-        raise Unreadable(f"a hook changes the gradient of what {changed[0]} made, on its way back")
-    return g, deltas
+        raise Unreadable(f"a hook changes the gradient of what {operation(changed[0])} made, on its way back")
 
 
-def verified(path: list[Step], along: Tensor, g: Tensor, v: Tensor) -> Tensor:
-    """One if the tangent network's output ``along`` is <v, g>: gradients that were changed on their way back break that.
+def verified(path: list[Step], along: Tensor, g: Tensor, v: Tensor, doubts: list[Tensor]) -> Tensor:
+    """One if the tangent network's output ``along`` is <v, g>, which gradients that were changed on their way back break, and
+    there are no true ``doubts``.
 
     Otherwise, on the CPU, raises Unreadable. Elsewhere the host would have to wait for the device, and while compiling there is
     no value to look at: there it is NaN instead of one.
@@ -303,9 +355,10 @@ def verified(path: list[Step], along: Tensor, g: Tensor, v: Tensor) -> Tensor:
     g, v = g.double().flatten(), v.double().flatten()
     # the roundings of the coarsest type on the way, and where g is nothing but roundings, those of numbers of size one
     types = {meta.dtype for step in path for meta in step.node._input_metadata if meta.dtype.is_floating_point}
-    eps = max((torch.finfo(dtype).eps for dtype in types), default=torch.finfo(torch.float32).eps)
+    eps = max(torch.finfo(dtype).eps for dtype in types or {torch.float32})
     near = max(1e-9, min(0.1, 1e4 * eps)) * torch.linalg.vector_norm(g) + 64 * eps * g.numel() ** 0.5
     off = (along - torch.dot(v, g)).abs() > near * torch.linalg.vector_norm(v)
+    off = functools.reduce(torch.logical_or, doubts, off)
     if along.device.type == "cpu" and not torch.compiler.is_compiling():
         if off:
             raise Unreadable("something changes gradients on their way back, such as a hook")
@@ -313,12 +366,13 @@ def verified(path: list[Step], along: Tensor, g: Tensor, v: Tensor) -> Tensor:
     return torch.where(off, torch.nan, 1.0)
 
 
-def with_gradients(value: Tensor, pairs: list[Pair], trust: Tensor) -> Tensor:
-    """``value`` as a scalar whose gradients are those, each of which is nobody else's; times ``trust``, all of them."""
-    known: Tensor = _Known.apply(value, trust, [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
+def with_gradients(value: Tensor, pairs: list[Pair], trust: Tensor, unit: Tensor) -> Tensor:
+    """``value`` as a scalar whose gradients are those, in that unit, each of which is nobody else's; all times ``trust``."""
+    trust = trust.to(value.dtype)
+    known: Tensor = _Known.apply(value * trust, unit * trust, [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
     # a backward pass takes the youngest first of what is ready: handed out last, as the oldest, these gradients would lie beside
     # those of all that came after instead of being what they are added to
-    if hasattr(known.grad_fn, "_set_sequence_nr") and not torch.compiler.is_compiling():
+    if known.grad_fn is not None and hasattr(known.grad_fn, "_set_sequence_nr") and not torch.compiler.is_compiling():
         known.grad_fn._set_sequence_nr(2**63 - 1)
     return known
 
@@ -330,8 +384,8 @@ def _weight_gradients(
     v: Tensor,
     deltas: dict[Node, tuple[Tensor | None, ...]],
     variables: Sequence[Tensor],
-) -> tuple[list[Pair], Tensor]:
-    """The fourth pass: the gradients, and the derivative of ``output.sum()`` along v. ``deltas`` are used up."""
+) -> tuple[list[Pair], Tensor, list[Tensor]]:
+    """The fourth pass: the gradients, the derivative of ``output.sum()`` along v, and doubts. ``deltas`` are used up."""
     source = get_gradient_edge(point).node
     tangents: dict[tuple[Node, int], Tensor] = {(source, 0): v.to(point.dtype)}
     pairs: list[Pair] = []
@@ -355,11 +409,13 @@ def _weight_gradients(
                     pairs += step.bilinear.weights(step.node, i, t, delta[0])
         for number, t in tangents_of(step, given):
             tangents[step.node, number] = t
+    doubts: list[Tensor] = []
     if terms:
-        pairs += _flow_back(terms, source, variables)
+        more, doubts = _flow_back(terms, path, source, variables)
+        pairs += more
     end = get_gradient_edge(output)
     last = tangents.get((end.node, end.output_nr))
-    return pairs, v.new_zeros((), dtype=torch.float64) if last is None else last.double().sum()
+    return pairs, v.new_zeros((), dtype=torch.float64) if last is None else last.double().sum(), doubts
 
 
 def tangents_of(step: Step, given: Mapping[int, Tensor]) -> Iterable[tuple[int, Tensor]]:
@@ -399,45 +455,53 @@ def _products(node: Node, grads: Iterable[Tensor | None], given: Mapping[int, Te
         ]
 
 
-def _flow_back(terms: list[Pair], source: Node, variables: Sequence[Tensor]) -> list[Pair]:
-    """The gradients of the terms' sum by the leaves of their graph, the data left out."""
-    leaves = list(_leaves([term.grad_fn for term, _ in terms], source, variables).values())
-    if not leaves:
-        return []
+def _flow_back(terms: list[Pair], path: list[Step], source: Node, variables: Sequence[Tensor]) -> tuple[list[Pair], list[Tensor]]:
+    """The gradients of the terms' sum by the leaves of their graph, the data left out, and doubts.
+
+    They are a second part of what a weight's own graph gets, a weight's that was computed: that must be linear in it.
+    """
     products, tangents = [term for term, _ in terms], [t for _, t in terms]
-    if any(leaf._backward_hooks for leaf in leaves):
+    made_of = nodes_of((product.grad_fn for product in products), source)
+    leaves = leaves_of(made_of, variables)
+    if not leaves:
+        return [], []
+    if any(leaf._backward_hooks for leaf in leaves.values()):
         raise Unreadable("a parameter has a hook, which would be called twice")
-    grads = torch.autograd.grad(products, leaves, tangents, retain_graph=True, allow_unused=True)
+    weights = {*aside(path, source)} & {*made_of} - {*leaves}
+    for node in weights:
+        if not is_linear(node):
+            raise Unreadable(f"{operation(node)} is an autograd.Function that a weight goes through")
+    senders = [node for node in made_of if any(target in weights for target, _ in node.next_functions)]
+    with unchanged(weights, senders, {}) as doubts:
+        grads = torch.autograd.grad(products, list(leaves.values()), tangents, retain_graph=True, allow_unused=True)
     # of a sum's terms autograd makes one gradient for both, and of what was expanded one that is no memory of its own
-    return [(leaf, grad.clone()) for leaf, grad in zip(leaves, grads, strict=True) if grad is not None]
+    return [(leaf, grad.clone()) for leaf, grad in zip(leaves.values(), grads, strict=True) if grad is not None], doubts
+
+
+def aside(path: list[Step], source: Node) -> list[Node]:
+    """The nodes of what meets the data: weights, and what they were computed from."""
+    others = (edge for step in path for i, edge in enumerate(step.node.next_functions) if i not in step.inputs)
+    return nodes_of((target for target, _ in others), source)
+
+
+def is_linear(node: Node) -> bool:
+    """Not an autograd.Function of the user's, whose backward may make anything of a gradient."""
+    return callable(node) or type(node)._forward_cls.__module__.startswith("ganfast.")
 
 
 def _unmoved(path: list[Step], pairs: list[Pair], source: Node, variables: Sequence[Tensor]) -> list[Pair]:
     """Zeros for what only moves kinks, the biases before them: double backward gives them zeros too, and not nothing."""
-    kinks = [step.node for step in path if step.name in KINKED]
-    moved = _leaves([get_gradient_edge(tensor).node for tensor, _ in pairs], source, variables)
-    leaves = _leaves(kinks, source, variables)
-    return [(leaf, torch.zeros_like(leaf)) for node, leaf in leaves.items() if node not in moved]
+    kinks = nodes_of((step.node for step in path if step.name in KINKED), source)
+    moved = {*nodes_of((get_gradient_edge(tensor).node for tensor, _ in pairs), source)}
+    return [(leaf, torch.zeros_like(leaf)) for node, leaf in leaves_of(kinks, variables).items() if node not in moved]
 
 
-def _leaves(nodes: Iterable[Node], source: Node, variables: Sequence[Tensor]) -> dict[Node, Tensor]:
-    """The leaves that these nodes' outputs were made of, without the data, by their nodes.
+def leaves_of(nodes: Iterable[Node], variables: Sequence[Tensor]) -> dict[Node, Tensor]:
+    """Those of the nodes in which the graph begins, and the tensors that they are.
 
-    Raises Unreadable where the graph begins in something else that is none of ``variables`` either.
+    Raises Unreadable where one is neither a leaf nor one of ``variables``.
     """
-    leaves: dict[Node, Tensor] = {}
-    seen: set[Node] = {source}
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        targets = [target for target, _ in node.next_functions if target is not None]
-        if not targets:
-            leaves[node] = leaf_of(node, variables)
-        stack += targets
-    return leaves
+    return {node: leaf_of(node, variables) for node in nodes if not any(target for target, _ in node.next_functions)}
 
 
 def leaf_of(node: Node, variables: Sequence[Tensor]) -> Tensor:
@@ -451,12 +515,12 @@ def leaf_of(node: Node, variables: Sequence[Tensor]) -> Tensor:
 
 
 class _Known(torch.autograd.Function):
-    """A value whose gradients by ``tensors`` are ``grads``, which a backward pass takes away unless it keeps the graph."""
+    """A value whose gradients by ``tensors`` are ``unit * grads``, which a backward pass takes away unless it keeps the graph."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, trust: Tensor, grads: list[Tensor], *tensors: Tensor) -> Tensor:
-        ctx.grads, ctx.trust = grads, trust
-        return value * trust.to(value.dtype)
+    def forward(ctx: Any, value: Tensor, unit: Tensor, grads: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.grads, ctx.unit = grads, unit
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
@@ -464,11 +528,16 @@ class _Known(torch.autograd.Function):
             raise RuntimeError("a penalty's gradient cannot be differentiated: call backward without create_graph")
         if ctx.grads is None:
             raise RuntimeError("a penalty was differentiated a second time: the first backward pass needs retain_graph=True")
-        factor = upstream * ctx.trust.to(upstream.dtype)
-        if _kept():
-            return None, None, None, *(grad * factor.to(grad.dtype) for grad in ctx.grads)
-        grads, ctx.grads = ctx.grads, None
-        return None, None, None, *(grad.mul_(factor.to(grad.dtype)) for grad in grads)
+        factor, kept, grads = upstream * ctx.unit, _kept(), ctx.grads
+        if not kept:
+            ctx.grads = None
+        return None, None, None, *(_times(factor, grad, kept) for grad in grads)
+
+
+def _times(factor: Tensor, grad: Tensor, kept: bool) -> Tensor:
+    """Their product, in place of the gradient where that is not kept. A loss scale of 2^16 is none of float16's numbers."""
+    wide = grad if grad.dtype.itemsize > 2 else grad.to(factor.dtype)
+    return wide * factor if kept and wide is grad else wide.mul_(factor).to(grad.dtype)
 
 
 def _kept() -> bool:

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ganfast import joint, losses, penalised_loss, penalty_plan, tangent
+from ganfast import apart, joint, losses, penalised_loss, penalty_plan, tangent
+from ganfast.errors import InvalidType, InvalidValue
 from ganfast.joint import Losses
 from ganfast.models import pair
 from ganfast.models.conditional import Critic as ConditionalCritic
@@ -151,21 +152,25 @@ MIXED: dict[str, Callable[[Tensor], Tensor]] = {
     "sum of all": lambda x: x * 0.1 + x.sum(),
     "matrix from the left": lambda x: (torch.ones(len(x), len(x), dtype=DOUBLE) / 9) @ x,
     "gram": lambda x: (x @ x.t())[:, :1].expand(-1, 6),
+    "expanded": lambda x: x + x[:, 0].expand(len(x), len(x))[:, :6],
+    "row and column": lambda x: (x[:, 0] + x[:, :1])[:, :6],
     "curved": torch.tanh,
     "indexed": lambda x: x[torch.arange(len(x)).flip(0)],
     "cumulative": lambda x: x.cumsum(0),
 }
 
 
+@pytest.mark.parametrize("detached", [False, True])
 @pytest.mark.parametrize("name", MIXED)
-def test_what_mixes_samples_or_bends_is_never_taken_for_proven(name: str) -> None:
+def test_what_mixes_samples_or_bends_is_never_taken_for_proven(name: str, detached: bool) -> None:
     torch.manual_seed(0)
     critic = Mixing(MIXED[name]).double()
     point = torch.randn(3 * N, 6, dtype=DOUBLE, requires_grad=True)
     if name in ("transposed", "view of the transposed", "broadcast"):
         point = torch.randn(6, 6, dtype=DOUBLE, requires_grad=True)
-    with pytest.raises(tangent.Unreadable):
-        joint.joint_loss(critic(point), point, losses.wasserstein_critic, lambda g: g.square().sum())
+    with pytest.raises(tangent.Unreadable, match="curved|form" if name == "curved" else "keep samples apart"):
+        scores, _ = apart.watched(lambda: critic(point.detach() if detached and name != "curved" else point), point)
+        joint.joint_loss(scores, point, losses.wasserstein_critic, lambda g: g.square().sum())
 
 
 class Aside(nn.Module):
@@ -179,15 +184,132 @@ class Aside(nn.Module):
         return self.linear(F.relu(x * self.aside(x.detach())))
 
 
-@pytest.mark.parametrize(
-    "aside", [lambda x: x.std(), lambda x: (x > x.mean(0)).to(x.dtype), lambda x: x.amax()], ids=["scale", "mask", "largest"]
-)
-def test_samples_that_are_tied_by_a_constant_are_found_too(aside: Callable[[Tensor], Tensor]) -> None:
+ASIDE: dict[str, Callable[[Tensor], Tensor]] = {
+    "scale": lambda x: x.std(),
+    "mask": lambda x: (x > x.mean(0)).to(x.dtype),
+    "largest": lambda x: x.amax(),
+    "later samples": lambda x: x.abs().flip(0).cumsum(0).flip(0),
+    "its place": lambda x: torch.arange(1, len(x) + 1, dtype=x.dtype)[:, None],
+    "how many": lambda x: torch.tensor(1 / len(x), dtype=x.dtype),
+    "a number": lambda x: x * x.sum().item(),
+    "past the dispatcher": lambda x: torch.tensor(x.numpy().std()),
+    "its data": lambda x: x.data.mean(),
+    "chance": lambda x: torch.rand_like(x[0]) * 0 + 1,
+}
+
+
+@pytest.mark.parametrize("name", ASIDE)
+def test_samples_that_are_tied_by_a_constant_are_found_too(name: str) -> None:
     torch.manual_seed(0)
-    critic = Aside(aside).double()
+    critic = Aside(ASIDE[name]).double()
     real, fake, alpha = batch((6,))
-    expected = separately(critic, real, fake, alpha, losses.hinge_critic)
-    assert_same(critic, penalised_loss(critic, real, fake, losses.hinge_critic, alpha=alpha), expected)
+    for _ in range(2):
+        expected = separately(critic, real, fake, alpha, losses.hinge_critic)
+        assert_same(critic, penalised_loss(critic, real, fake, losses.hinge_critic, alpha=alpha), expected)
+
+
+class Opening(nn.Module):
+    """Ties samples from some moment on."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.last, self.how, self.now = nn.Linear(6, 6), nn.Linear(6, 1), how, False
+        self.gate, self.each = nn.Parameter(torch.zeros(())), nn.Parameter(torch.ones(N, 1))
+
+    def open(self) -> None:
+        self.now = True
+        with torch.no_grad():
+            self.gate.fill_(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x))
+        if self.how == "gate":
+            h = h * (1 + self.gate.detach() * len(x))
+        elif self.how == "number":
+            h = h * ((1 / len(x)) if self.now else 1.0)
+        elif self.how == "operation" and self.now:
+            h = h * x.detach().std()
+        elif self.how == "shape" and self.now:
+            h = h * self.each
+        return self.last(h)
+
+
+@pytest.mark.parametrize("how", ["gate", "number", "operation", "shape"])
+def test_a_critic_that_ties_samples_only_later_is_found_then(how: str) -> None:
+    torch.manual_seed(0)
+    critic = Opening(how).double()
+    real, fake, alpha = batch((6,))
+    for opened in (False, True):
+        if opened:
+            critic.open()
+        expected = separately(critic, real, fake, alpha, losses.hinge_critic)
+        assert_same(critic, penalised_loss(critic, real, fake, losses.hinge_critic, alpha=alpha), expected)
+
+
+class Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w):  # type: ignore[no-untyped-def]
+        return w.clone()
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        return g.clamp(-0.01, 0.01)
+
+
+class Odd(nn.Module):
+    """What is done to a weight's gradient once a pass, or only in some."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.weight, self.last, self.how = nn.Parameter(torch.randn(6, 6)), nn.Linear(6, 1), how
+        self.labels = torch.arange(N)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.weight
+        if self.how == "hook":
+            weight = weight * 1
+            weight.register_hook(lambda g: g.clamp(-0.01, 0.01))
+        elif self.how == "Function":
+            weight = Clipped.apply(weight)
+        elif self.how == "thawed":
+            weight.requires_grad_(False)
+        h = F.relu(x @ weight)
+        if self.how == "labels":
+            h = h * self.labels[:, None]
+        weight.requires_grad_()
+        return self.last(h if self.how != "view" else h.view(N, 6))
+
+
+@pytest.mark.parametrize("how", ["hook", "Function", "thawed", "labels", "view"])
+def test_what_one_batch_would_change_takes_three_passes(how: str) -> None:
+    torch.manual_seed(0)
+    critic = Odd(how).double()
+    real, fake, alpha = batch((6,))
+    for _ in range(2):
+        expected = separately(critic, real, fake, alpha, losses.hinge_critic)
+        found = penalised_loss(critic, real, fake, losses.hinge_critic, alpha=alpha)
+        torch.testing.assert_close(found.total.detach(), sum(expected).detach())
+        for got, want in zip(gradients(found.total, critic), gradients(sum(expected), critic), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (lambda real, fake: fake - real, InvalidValue, r"to return a scalar, got \(3, 1\)"),
+        (lambda real, fake: 1.0, InvalidType, "to return a tensor, got float"),
+        (lambda real, fake: (real.mean(), fake.mean()), InvalidType, "to return a tensor, got tuple"),
+        (lambda real, fake: torch.tensor(1.0), InvalidValue, "the loss carries no gradient"),
+    ],
+)
+@pytest.mark.parametrize("between", [nn.ReLU, nn.Tanh])
+def test_a_loss_that_is_none_is_refused(
+    loss: Callable[[Tensor, Tensor], Tensor], error: type[Exception], message: str, between: type[nn.Module]
+) -> None:
+    critic = nn.Sequential(nn.Linear(6, 6), between(), nn.Linear(6, 1)).double()
+    real, fake, alpha = batch((6,))
+    with pytest.raises(error, match=message):
+        penalised_loss(critic, real, fake, loss, alpha=alpha)
 
 
 def test_what_the_loss_is_made_of_besides_has_its_gradient() -> None:
@@ -251,13 +373,20 @@ def test_a_critic_that_is_not_proven_takes_three_passes() -> None:
 class Locked(nn.Sequential):
     """Not to be copied, as DistributedDataParallel with its process group."""
 
+    error: type[Exception] = TypeError
+
     def __deepcopy__(self, memo: object) -> nn.Module:
-        raise TypeError("cannot pickle")
+        raise self.error("cannot pickle")
 
 
-def test_a_critic_that_cannot_be_copied_takes_three_passes() -> None:
+class Otherwise(Locked):
+    error = ValueError
+
+
+@pytest.mark.parametrize("kind", [Locked, Otherwise])
+def test_a_critic_that_cannot_be_copied_takes_three_passes(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    critic = Locked(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1)).double()
+    critic = kind(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 1)).double()
     real, fake, alpha = batch((6,))
     expected = separately(critic, real, fake, alpha, losses.hinge_critic)
     assert_same(critic, penalised_loss(critic, real, fake, losses.hinge_critic, alpha=alpha), expected)
@@ -285,13 +414,19 @@ def test_frozen_layers_get_nothing_and_the_data_neither() -> None:
     assert [p.grad is None for p in critic.parameters()].count(True) == 1
 
 
-def test_under_autocast_norms_are_float32_and_gradients_close() -> None:
+@pytest.mark.parametrize("architecture", ["dcgan", "resnet"])
+def test_under_autocast_it_is_one_pass_norms_are_float32_and_gradients_close(architecture: str) -> None:
     torch.manual_seed(0)
-    critic = built("dcgan", 16)
+    critic = built(architecture, 16)
+    calls: list[int] = []
+    critic.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     real, fake, alpha = (part.float() for part in batch((3, 16, 16)))
     exact = penalised_loss(critic, real, fake, losses.wasserstein_critic, alpha=alpha)
     with torch.autocast("cpu", torch.bfloat16):
+        penalised_loss(critic, real, fake, losses.wasserstein_critic, alpha=alpha)  # which looks at the critic once
+        calls.clear()
         low = penalised_loss(critic, real, fake, losses.wasserstein_critic, alpha=alpha)
+    assert calls == [3 * N]
     assert low.total.dtype == low.penalty.dtype == torch.float32
     assert low.total.item() == pytest.approx(exact.total.item(), rel=0.02)
     got, want = (torch.cat([g.flatten() for g in gradients(x.total, critic)]) for x in (low, exact))

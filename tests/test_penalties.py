@@ -391,6 +391,26 @@ def test_batch_norm_as_a_function_is_refused_too() -> None:
         gradient_penalty(critic, images(1), images(2))
 
 
+class Identity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):  # type: ignore[no-untyped-def]
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        return g
+
+
+@pytest.mark.parametrize("how", ["unreadable", "no_grad", "reshaped"])
+def test_batch_norm_as_a_function_does_not_hide(how: str) -> None:
+    rows = 10 if how == "reshaped" else 5
+    critic = lambda x: Identity.apply(  # noqa: E731
+        nn.functional.batch_norm(x.reshape(rows, -1), None, None, training=True) * torch.ones((), requires_grad=True)
+    ).reshape(5, -1)[:, 0]
+    with pytest.raises(InvalidValue, match="batch norm in training mode"), torch.set_grad_enabled(how != "no_grad"):
+        r1_penalty(critic, images(1), weight=1.0)
+
+
 def test_fused_attention_is_welcome() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True).double()
@@ -406,13 +426,25 @@ def test_fused_attention_is_welcome() -> None:
         ({"real": [1.0]}, InvalidType, "expected real samples as a tensor, got list"),
         ({"alpha": 0.5}, InvalidType, r"expected alpha as a tensor \(5,\), got float"),
         ({"conditions": (3.0,)}, InvalidType, "every condition as a tensor, got float"),
+        ({"conditions": torch.zeros(5)}, InvalidType, r"conditions as a tuple of tensors, such as \(labels,\), got Tensor"),
+        ({"kind": None}, InvalidValue, "no kind None"),
+        ({"target": None}, InvalidType, "target slope as a number, got NoneType"),
+        ({"weight": "10"}, InvalidType, "penalty weight as a number, got str"),
+        ({"critic": None}, InvalidType, "critic as a module or function, got NoneType"),
         ({"conditions": (torch.zeros(4),)}, InvalidValue, r"a condition for each sample, \(5, ...\), got \(4,\)"),
     ],
 )
 def test_arguments_of_another_kind_are_refused(arguments: dict[str, object], error: type[Exception], message: str) -> None:
-    given = {"real": images(1), "fake": images(2), **arguments}
+    given = {"critic": smooth_critic(), "real": images(1), "fake": images(2), **arguments}
     with pytest.raises(error, match=message):
-        gradient_penalty(smooth_critic(), given.pop("real"), given.pop("fake"), **given)
+        gradient_penalty(given.pop("critic"), given.pop("real"), given.pop("fake"), **given)
+
+
+def test_samples_that_autograd_cannot_follow_are_refused() -> None:
+    with torch.inference_mode():
+        real = images(1) * 1
+    with pytest.raises(InvalidValue, match="made under inference_mode"):
+        r1_penalty(smooth_critic(), real, weight=1.0)
 
 
 def test_instance_norm_and_layer_norm_are_welcome() -> None:

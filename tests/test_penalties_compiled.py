@@ -43,7 +43,7 @@ class Conditional(nn.Module):
 
 
 class Cube(torch.autograd.Function):
-    """Its Jacobian is in its backward alone, so that the penalty needs double backward."""
+    """Its Jacobian is in its backward alone, and what a compiler makes of it has no second derivative."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -54,11 +54,6 @@ class Cube(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return 3 * x**2 * g
-
-
-class Applied(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return Cube.apply(x)
 
 
 class Sum(nn.Module):
@@ -87,7 +82,6 @@ CRITICS: dict[str, Callable[[], nn.Module]] = {
     "spectral norm": lambda: spectral_norm_(convolutional()),
     "spectral norm, per call": lambda: spectral_norm_(convolutional(), per_call=True),
     "smooth": lambda: convolutional(nn.GroupNorm(2, 8), nn.Tanh()),
-    "double backward": lambda: convolutional(Applied()),
     "shared sum": lambda: nn.Sequential(Sum(), convolutional(nn.Tanh())).double(),
 }
 
@@ -131,7 +125,96 @@ def test_a_step_is_one_graph_and_its_gradients_are_the_eager_ones(name: str) -> 
     assert_same(CRITICS[name](), data(), "aot_eager")
 
 
-@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=25)
+class Switched(nn.Module):
+    """Its state is in Python, and one of its weights is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6, dtype=DOUBLE), nn.Linear(6, 1, dtype=DOUBLE)
+        self.scale, self.shift = 1.0, torch.zeros(6, dtype=DOUBLE)
+        self.dropout, self.aside = nn.Dropout(0.5), [nn.Linear(6, 6, dtype=DOUBLE)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.dropout(torch.tanh(self.aside[0](self.first(x)) + self.shift))) * self.scale
+
+
+def test_what_a_critic_is_now_is_what_is_penalised() -> None:
+    torch.manual_seed(0)
+    critic, x = Switched(), torch.randn(4, 6, dtype=DOUBLE)
+    weights = [*critic.parameters(), *critic.aside[0].parameters()]
+    loss = lambda: r1_penalty(critic, x, weight=2.0)  # noqa: E731
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled()
+    critic.eval()
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: setattr(critic, "scale", 0.5),
+        lambda: setattr(critic, "shift", torch.ones(6, dtype=DOUBLE)),
+        lambda: critic.shift.fill_(-1),
+        lambda: setattr(critic, "last", nn.Linear(6, 1, dtype=DOUBLE)),
+    ]
+    for change in changes:
+        change()
+        weights[2:4] = critic.last.parameters()
+        values = loss(), compiled()
+        torch.testing.assert_close(*values)
+        ours, theirs = (torch.autograd.grad(value, weights, materialize_grads=True, allow_unused=True) for value in values)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+        assert theirs[4].abs().max() > 0
+
+
+class Broken(nn.Module):
+    """Not one graph; of the second, the data's way through the first is no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6, dtype=DOUBLE), nn.Linear(6, 1, dtype=DOUBLE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        torch._dynamo.graph_break()
+        return self.last(torch.tanh(h) + x)
+
+
+class Custom(Broken):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(Cube.apply(self.first(x)))
+
+
+@pytest.mark.parametrize("make", [Broken, Custom])
+def test_a_critic_that_is_not_one_graph_is_penalised_outside(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    critic, x = make(), torch.randn(4, 6, dtype=DOUBLE)
+    loss = lambda: r1_penalty(critic, x, weight=2.0)  # noqa: E731
+    values = loss(), torch.compile(loss, backend="aot_eager")()
+    torch.testing.assert_close(*values)
+    for p in (critic.first.weight, critic.last.weight):
+        torch.testing.assert_close(*(torch.autograd.grad(value, p, retain_graph=True)[0] for value in values))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.last = nn.MultiheadAttention(6, 2, batch_first=True), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.attention(x, x, x)[0].mean(1))
+
+
+def test_batch_norm_that_is_evaluated_and_attention_are_in_the_graph() -> None:
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1)).eval()
+    for critic, shape in ((norm, (4, 6)), (Attention(), (4, 5, 6))):
+        critic, x = critic.double(), torch.randn(*shape, dtype=DOUBLE)
+        loss = lambda critic=critic, x=x: r1_penalty(critic, x, weight=2.0)  # noqa: E731
+        values = loss(), torch.compile(loss, fullgraph=True, backend="aot_eager")()
+        torch.testing.assert_close(*values)
+        parameters = list(critic.parameters())
+        grads = [torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True) for value in values]
+        torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
+
+
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=20)
 @given(critic=critics(curved=True), seed=st.integers(0, 2**20))
 def test_any_critic(critic: nn.Module, seed: int) -> None:
     torch.compiler.reset()

@@ -146,6 +146,101 @@ class Opposed(nn.Module):
         return second
 
 
+def hooked(x: Tensor, scale: float) -> Tensor:
+    x.register_hook(lambda g: scale * g)
+    return x
+
+
+class OpposedTwice(nn.Module):
+    """And tensors that are used twice, whose gradients autograd adds."""
+
+    def __init__(self, curve: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.curve, self.first = curve, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = hooked(x * 1, 0.5)
+        second = hooked(self.curve(self.first(first)) + first, 2)
+        return second.relu() + second.abs()
+
+
+class OpposedBroadcast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Parameter(torch.randn(1, 4, 1, 1)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = hooked(x.mean(1, keepdim=True), 0.5)
+        second = hooked((first * self.first).relu().sum(1, keepdim=True), 2)
+        return (second * self.last).abs()
+
+
+class HookedNode(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        first = x * 1
+        first.grad_fn.register_hook(lambda given, _: (0.5 * given[0], None))
+        second = first.abs()
+        second.grad_fn.register_hook(lambda given, _: (2 * given[0],))
+        return second
+
+
+class HookedInput(nn.Module):
+    """Small beside the roundings of bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return hooked(x, 1.01) * 1
+
+
+class Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w):  # type: ignore[no-untyped-def]
+        return w.clone()
+
+    @staticmethod
+    def backward(ctx, g):  # type: ignore[no-untyped-def]
+        return g.clamp(-0.02, 0.02)
+
+
+class ClippedWeight(nn.Module):
+    """What is done to its gradient is done to the sum of all its parts."""
+
+    def __init__(self, function: bool) -> None:
+        super().__init__()
+        self.weight, self.function = nn.Parameter(torch.randn(4, 4, 1, 1)), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.function:
+            weight = Clipped.apply(self.weight)
+        else:
+            weight = self.weight * 1
+            weight.register_hook(lambda g: g.clamp(-0.02, 0.02))
+        return torch.tanh(nn.functional.conv2d(x, weight))
+
+
+class Thawed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.layer.requires_grad_(False)
+        first = self.layer(x).tanh()
+        self.layer.requires_grad_(True)
+        return first + self.layer(x).relu()
+
+
+class Energy(nn.Module):
+    """A gradient by the data is part of the critic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        (g,) = torch.autograd.grad(torch.tanh(self.layer(x)).square().sum(), x, create_graph=True)
+        return g
+
+
 class InPlace(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x * 1
@@ -186,6 +281,15 @@ class Written(nn.Module):
     [
         (Hooked(), "a hook changes the gradient of what Mul made"),
         (Opposed(), "a hook changes the gradient of what"),
+        (OpposedTwice(torch.relu), "something changes gradients"),
+        (OpposedTwice(torch.tanh), "something changes gradients"),
+        (OpposedBroadcast(), "a hook changes|something changes"),
+        (HookedNode(), "node has a hook"),
+        (HookedInput(), "a hook changes"),
+        (ClippedWeight(True), "ClippedBackward is an autograd.Function that a weight goes through"),
+        (ClippedWeight(False), "a hook changes the gradient of what Mul made"),
+        (Thawed(), "to read it failed"),
+        (Energy(), "to read it failed"),
         (InPlace(), "a hook changes the gradient of what Mul made"),
         (WatchedWeight(), "a parameter has a hook"),
         (Spectrum(), "complex numbers"),
@@ -230,7 +334,20 @@ class Bounded(nn.Module):
         return x.clamp(min=self.least.detach()).clamp_min(self.least).clamp(max=x.new_ones(()))
 
 
-@pytest.mark.parametrize("between", [Sums(torch.tanh), Sums(torch.relu), Bounded()], ids=["curved", "linear", "bounded"])
+class Kernel(nn.Module):
+    """The data are a convolution's kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Parameter(torch.randn(2, 4, 11, 11))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(self.maps, x).relu().transpose(0, 1).repeat(1, 2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "between", [Sums(torch.tanh), Sums(torch.relu), Bounded(), Kernel()], ids=["curved", "linear", "bounded", "kernel"]
+)
 def test_rare_forms(between: nn.Module) -> None:
     critic = small(between)
     critic.requires_grad_()
@@ -239,6 +356,38 @@ def test_rare_forms(between: nn.Module) -> None:
     torch.testing.assert_close(value, expected)
     for got, want in zip(ours, theirs, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0, 65536.0])
+def test_in_float16_it_is_as_good_as_double_backward(scale: float) -> None:
+    """A weak penalty's v is below float16's least number, and a loss scale above its largest."""
+    torch.manual_seed(0)
+    first, second, last = nn.Conv2d(3, 16, 4, 2, 1), nn.Conv2d(16, 8, 4, 2, 1), nn.Linear(128, 1)
+    critic = nn.Sequential(first, nn.LeakyReLU(0.2), second, nn.Flatten(), last)
+    x, weights = torch.randn(32, 3, 16, 16), [first.weight, second.weight, last.weight]
+
+    def gradient(ours: bool, half: bool) -> Tensor:
+        with torch.autocast("cpu", torch.float16, enabled=half):
+            if ours:
+                value = r1_penalty(critic, x, weight=0.002)
+            else:
+                point = x.clone().requires_grad_()
+                (g,) = torch.autograd.grad(critic(point).float().sum(), point, create_graph=True)
+                value = 0.001 * g.square().sum() / len(x)
+        return torch.cat([g.double().flatten() / scale for g in torch.autograd.grad(value * scale, weights)])
+
+    exact = gradient(ours=False, half=False)
+    ours, double = ((gradient(ours=ours, half=True) - exact).norm() for ours in (True, False))
+    assert ours <= 2 * double
+
+
+def test_a_hook_on_the_input_counts_in_bfloat16_too() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1)), torch.randn(8, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, twice = (r1_penalty(critic, x, weight=2.0) for critic in (net, lambda x: net(hooked(x, 1.08))))
+    grads = [torch.autograd.grad(value, net[0].weight)[0].norm().item() for value in (plain, twice)]
+    assert grads[1] == pytest.approx(1.08**2 * grads[0], rel=0.01)
 
 
 def test_its_backward_is_first_order_scales_and_adds_up() -> None:
