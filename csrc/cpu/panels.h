@@ -41,7 +41,6 @@ void for_each_task(int64_t tasks, const F& body) {
     });
 }
 
-
 // ---- the two maps and the weight between them
 
 // small (N, A, h, w) and big (N, B, H, W), whose pixels [stride i - padding + t] meet small's [i] at tap t of the weight
