@@ -2,13 +2,13 @@
 // instruction set, as those of simd.h.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
+#include "../common/activation.h"
+#include "lanes.h"
 #include "simd.h"
 
 namespace ganfast {
@@ -16,7 +16,7 @@ namespace ganfast {
 // To the nearest number of S, in a form that vectorises: BFloat16's own conversion branches on NaN.
 template <typename S, typename T>
 inline S rounded(T value) {
-    if constexpr (std::is_same_v<S, torch::headeronly::BFloat16>) {
+    if constexpr (std::is_same_v<S, BFloat16>) {
         uint32_t bits;
         std::memcpy(&bits, &value, sizeof bits);
         const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // ties to even
@@ -24,6 +24,14 @@ inline S rounded(T value) {
     } else {
         return static_cast<S>(value);
     }
+}
+
+// body(j, n) for stretches of n numbers from j on, n that of a register as often as possible, which the compiler then knows
+template <typename T, typename F>
+GANFAST_INLINE void in_lanes(int64_t length, const F& body) {
+    int64_t j = 0;
+    for (; j + WIDTH<T> <= length; j += WIDTH<T>) body(j, WIDTH<T>);
+    if (j < length) body(j, length - j);
 }
 
 // Rows of `width` neighbours, each `stride` after the one before it.
@@ -55,26 +63,32 @@ struct ColumnSums {
 // sums[j] += sum over the rows of x
 template <typename S, typename T>
 GANFAST_SIMD void sum_columns(const S* x, const Block& block, T* sums) {
-    const int64_t width = block.width;
-    const S* row = x + block.offset;
-    for (int64_t r = 0; r < block.rows; ++r, row += block.stride) {
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) sums[j] += static_cast<T>(row[j]);
+    for (int64_t r = 0; r < block.rows; ++r) {
+        const S* row = x + block.offset + r * block.stride;
+        in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+            typename Lanes<T>::Type value, sum;
+            load(row + j, n, value);
+            load(sums + j, n, sum);
+            save(sum + value, n, sums + j);
+        });
     }
 }
 
 // sums[j] += sum over the rows of x - centre[j], squares[j] += that of the squares
 template <typename S, typename T>
 GANFAST_SIMD void sum_deviations(const S* x, const Block& block, const T* centre, T* sums, T* squares) {
-    const int64_t width = block.width;
-    const S* row = x + block.offset;
-    for (int64_t r = 0; r < block.rows; ++r, row += block.stride) {
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) {
-            const T d = static_cast<T>(row[j]) - centre[j];
-            sums[j] += d;
-            squares[j] += d * d;
-        }
+    for (int64_t r = 0; r < block.rows; ++r) {
+        const S* row = x + block.offset + r * block.stride;
+        in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+            typename Lanes<T>::Type value, centres, sum, square;
+            load(row + j, n, value);
+            load(centre + j, n, centres);
+            load(sums + j, n, sum);
+            load(squares + j, n, square);
+            const auto d = value - centres;
+            save(sum + d, n, sums + j);
+            save(square + d * d, n, squares + j);
+        });
     }
 }
 
@@ -84,51 +98,106 @@ struct Affine {
     const T *mean, *scale, *bias;
 };
 
+// What a column's values are normalised and scaled with, a register at a time.
+template <typename T>
+struct AffineLanes {
+    typename Lanes<T>::Type mean, scale, bias;
+
+    GANFAST_INLINE AffineLanes(const Affine<T>& affine, int64_t j, int64_t n) {
+        load(affine.mean + j, n, mean);
+        load(affine.scale + j, n, scale);
+        load(affine.bias + j, n, bias);
+    }
+    GANFAST_INLINE explicit AffineLanes(const Affine<T>& affine, int64_t plane)
+        : mean(typename Lanes<T>::Type{} + affine.mean[plane]),
+          scale(typename Lanes<T>::Type{} + affine.scale[plane]),
+          bias(typename Lanes<T>::Type{} + affine.bias[plane]) {}
+};
+
+template <typename T, typename V>
+GANFAST_INLINE void differentiate(const LeakyReLU<T>& act, const V& z, V& derivative) {
+    derivative = z > 0 ? V{} + 1 : V{} + act.slope;
+}
+
+template <typename T, typename V>
+GANFAST_INLINE void differentiate(const Tanh<T>& act, const V& z, V& derivative) {
+    for (int64_t lane = 0; lane < WIDTH<T>; ++lane) derivative[lane] = act.derivative(z[lane]);
+}
+
+template <typename T, typename V>
+GANFAST_INLINE void activate(const LeakyReLU<T>& act, const V& z, V& y) {
+    differentiate(act, z, y);
+    y *= z;
+}
+
+template <typename T, typename V>
+GANFAST_INLINE void activate(const Tanh<T>& act, const V& z, V& y) {
+    for (int64_t lane = 0; lane < WIDTH<T>; ++lane) y[lane] = act(z[lane]);
+}
+
 // y = act(z)
 template <typename S, typename T, typename Act>
+GANFAST_INLINE void activate_lanes(const S* x, int64_t n, const AffineLanes<T>& affine, const Act& act, S* y) {
+    typename Lanes<T>::Type value, activated;
+    load(x, n, value);
+    activate(act, (value - affine.mean) * affine.scale + affine.bias, activated);
+    save(activated, n, y);
+}
+
+// dx = scale (dz - level - (x - mean) tilt)
+template <typename S, typename T, typename V, typename Act>
+GANFAST_INLINE void differentiate_lanes(const S* dy, const S* x, int64_t n, const AffineLanes<T>& affine, const V& level,
+                                        const V& tilt, const Act& act, S* dx) {
+    V value, upstream, derivative;
+    load(x, n, value);
+    load(dy, n, upstream);
+    const V d = value - affine.mean;
+    differentiate(act, d * affine.scale + affine.bias, derivative);
+    save(affine.scale * (upstream * derivative - level - d * tilt), n, dx);
+}
+
+template <typename S, typename T, typename Act>
 GANFAST_SIMD void activate(const S* x, const Block& block, Affine<T> affine, Act act, S* y) {
-    const T *mean = affine.mean, *scale = affine.scale, *bias = affine.bias;
-    const int64_t width = block.width;
     for (int64_t r = 0; r < block.rows; ++r) {
         const int64_t at = block.offset + r * block.stride;
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) {
-            y[at + j] = rounded<S>(act((static_cast<T>(x[at + j]) - mean[j]) * scale[j] + bias[j]));
-        }
+        in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+            activate_lanes(x + at + j, n, AffineLanes<T>(affine, j, n), act, y + at + j);
+        });
     }
 }
 
 // sums[j] += sum over the rows of dz, products[j] += that of dz (x - mean[j])
 template <typename S, typename T, typename Act>
 GANFAST_SIMD void sum_gradients(const S* dy, const S* x, const Block& block, Affine<T> affine, Act act, T* sums, T* products) {
-    const T *mean = affine.mean, *scale = affine.scale, *bias = affine.bias;
-    const int64_t width = block.width;
     for (int64_t r = 0; r < block.rows; ++r) {
         const int64_t at = block.offset + r * block.stride;
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) {
-            const T d = static_cast<T>(x[at + j]) - mean[j];
-            const T dz = static_cast<T>(dy[at + j]) * act.derivative(d * scale[j] + bias[j]);
-            sums[j] += dz;
-            products[j] += dz * d;
-        }
+        in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+            const AffineLanes<T> lanes(affine, j, n);
+            typename Lanes<T>::Type value, upstream, derivative, sum, product;
+            load(x + at + j, n, value);
+            load(dy + at + j, n, upstream);
+            load(sums + j, n, sum);
+            load(products + j, n, product);
+            const auto d = value - lanes.mean;
+            differentiate(act, d * lanes.scale + lanes.bias, derivative);
+            const auto dz = upstream * derivative;
+            save(sum + dz, n, sums + j);
+            save(product + dz * d, n, products + j);
+        });
     }
 }
 
-// dx = scale (dz - level[j] - (x - mean) tilt[j])
 template <typename S, typename T, typename Act>
 GANFAST_SIMD void differentiate(const S* dy, const S* x, const Block& block, Affine<T> affine, const T* level, const T* tilt,
                                 Act act, S* dx) {
-    const T *mean = affine.mean, *scale = affine.scale, *bias = affine.bias;
-    const int64_t width = block.width;
     for (int64_t r = 0; r < block.rows; ++r) {
         const int64_t at = block.offset + r * block.stride;
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j) {
-            const T d = static_cast<T>(x[at + j]) - mean[j];
-            const T dz = static_cast<T>(dy[at + j]) * act.derivative(d * scale[j] + bias[j]);
-            dx[at + j] = rounded<S>(scale[j] * (dz - level[j] - d * tilt[j]));
-        }
+        in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+            typename Lanes<T>::Type levels, tilts;
+            load(level + j, n, levels);
+            load(tilt + j, n, tilts);
+            differentiate_lanes(dy + at + j, x + at + j, n, AffineLanes<T>(affine, j, n), levels, tilts, act, dx + at + j);
+        });
     }
 }
 

@@ -14,8 +14,6 @@
 
 namespace ganfast {
 
-using torch::headeronly::BFloat16;
-
 // ---- memory and threads
 
 // Memory for the time of a call, from the pool.

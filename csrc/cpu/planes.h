@@ -58,9 +58,9 @@ GANFAST_SIMD void measure_planes(const S* x, int64_t planes, int64_t length, dou
 template <typename S, typename T, typename Act>
 GANFAST_SIMD void activate_planes(const S* x, int64_t planes, int64_t length, Affine<T> affine, Act act, S* y) {
     for (int64_t p = 0; p < planes; ++p, x += length, y += length) {
-        const T mean = affine.mean[p], scale = affine.scale[p], bias = affine.bias[p];
-#pragma omp simd
-        for (int64_t i = 0; i < length; ++i) y[i] = rounded<S>(act((static_cast<T>(x[i]) - mean) * scale + bias));
+        const AffineLanes<T> lanes(affine, p);
+        in_lanes<T>(length,
+                    [&](int64_t i, int64_t n) __attribute__((always_inline)) { activate_lanes(x + i, n, lanes, act, y + i); });
     }
 }
 
@@ -85,13 +85,11 @@ template <typename S, typename T, typename Act>
 GANFAST_SIMD void differentiate_planes(const S* dy, const S* x, int64_t planes, int64_t length, Affine<T> affine, const T* levels,
                                        const T* tilts, Act act, S* dx) {
     for (int64_t p = 0; p < planes; ++p, dy += length, x += length, dx += length) {
-        const T mean = affine.mean[p], scale = affine.scale[p], bias = affine.bias[p], level = levels[p], tilt = tilts[p];
-#pragma omp simd
-        for (int64_t i = 0; i < length; ++i) {
-            const T d = static_cast<T>(x[i]) - mean;
-            const T dz = static_cast<T>(dy[i]) * act.derivative(d * scale + bias);
-            dx[i] = rounded<S>(scale * (dz - level - d * tilt));
-        }
+        const AffineLanes<T> lanes(affine, p);
+        const typename Lanes<T>::Type level = typename Lanes<T>::Type{} + levels[p], tilt = typename Lanes<T>::Type{} + tilts[p];
+        in_lanes<T>(length, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+            differentiate_lanes(dy + i, x + i, n, lanes, level, tilt, act, dx + i);
+        });
     }
 }
 

@@ -16,13 +16,12 @@
 #include <vector>
 
 #include "factors.h"
+#include "lanes.h"
 
 namespace ganfast {
 namespace {
 
 // ---- the two algorithms along one axis, and what turns gradients back
-
-#define GANFAST_INLINE inline __attribute__((always_inline))
 
 struct TwoTaps {
     static constexpr int TAPS = 2, READS = 3, PRODUCTS = 3;
@@ -119,56 +118,6 @@ const Scheme BIG_BY_THREE{2, 1, 2, 1, {{-1, 0, {2, 1, 0}}}, true};
 
 // ---- transforms of channels
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-
-constexpr int64_t WIDTH = 16;  // channels at a time
-
-template <typename T>
-GANFAST_INLINE void copy(const void* from, T& to) {
-    std::memcpy(&to, from, sizeof to);
-}
-
-// The first n of 16 channels; the others are zero.
-GANFAST_INLINE void load(const float* from, int64_t n, Floats& to) {
-    if (n == WIDTH) return copy(from, to);
-    to = Floats{};
-    for (int64_t c = 0; c < n; ++c) to[c] = from[c];
-}
-
-GANFAST_INLINE void load(const BFloat16* from, int64_t n, Floats& to) {
-    Halves halves{};
-    if (n == WIDTH) {
-        copy(from, halves);
-    } else {
-        std::memcpy(&halves, from, n * sizeof *from);
-    }
-    const Words words = __builtin_convertvector(halves, Words) << 16;
-    copy(&words, to);
-}
-
-GANFAST_INLINE void save(const Floats& from, int64_t n, float* to) {
-    if (n == WIDTH) {
-        std::memcpy(to, &from, sizeof from);
-    } else {
-        std::memcpy(to, &from, n * sizeof *to);
-    }
-}
-
-GANFAST_INLINE void save(const Floats& from, int64_t n, BFloat16* to) {
-    Words bits;
-    copy(&from, bits);
-    const Words nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // ties to even
-    const Words kept = from == from ? nearest : Words{} + 0x7fc0;
-    const Halves halves = __builtin_convertvector(kept, Halves);
-    if (n == WIDTH) {
-        std::memcpy(static_cast<void*>(to), &halves, sizeof halves);
-    } else {
-        std::memcpy(static_cast<void*>(to), &halves, n * sizeof *to);
-    }
-}
-
 // out = in after `step` along both axes
 template <int IN, int OUT, typename Step>
 GANFAST_INLINE void along_both(const Floats (&in)[IN][IN], const Step& step, Floats (&out)[OUT][OUT]) {
@@ -201,7 +150,7 @@ GANFAST_INLINE void transform_some(const S* const* in, const Step& step, const f
 template <int IN, int OUT, typename S, typename O, typename Step>
 GANFAST_INLINE void transform_all(const S* const* in, const Step& step, const float* bias, O* const* out, int64_t channels) {
     int64_t c = 0;
-    for (; c + WIDTH <= channels; c += WIDTH) transform_some<IN, OUT>(in, step, bias, out, c, WIDTH);
+    for (; c + WIDTH<float> <= channels; c += WIDTH<float>) transform_some<IN, OUT>(in, step, bias, out, c, WIDTH<float>);
     if (c < channels) transform_some<IN, OUT>(in, step, bias, out, c, channels - c);
 }
 

@@ -1,0 +1,90 @@
+// As many numbers at a time as a register of 64 bytes holds in the type that is computed in, from and to memory in a type of its
+// own. For functions that are compiled once for each instruction set (simd.h): all of this is inlined there.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#define GANFAST_INLINE inline __attribute__((always_inline))
+
+namespace ganfast {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+typedef float Floats __attribute__((vector_size(64)));
+typedef double Doubles __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+template <typename T>
+struct Lanes {
+    using Type = Floats;
+};
+
+template <>
+struct Lanes<double> {
+    using Type = Doubles;
+};
+
+template <typename T>
+constexpr int64_t WIDTH = 64 / sizeof(T);
+
+template <typename T>
+GANFAST_INLINE void copy(const void* from, T& to) {
+    std::memcpy(&to, from, sizeof to);
+}
+
+// The first n lanes; the others are zero.
+template <typename S, typename V>
+GANFAST_INLINE void load(const S* from, int64_t n, V& to) {
+    using T = std::decay_t<decltype(to[0])>;
+    if constexpr (std::is_same_v<S, T>) {
+        if (n == WIDTH<T>) return copy(from, to);
+    }
+    to = V{};
+    for (int64_t lane = 0; lane < n; ++lane) to[lane] = static_cast<T>(from[lane]);
+}
+
+GANFAST_INLINE void load(const BFloat16* from, int64_t n, Floats& to) {
+    Halves halves{};
+    if (n == WIDTH<float>) {
+        copy(from, halves);
+    } else {
+        std::memcpy(&halves, from, n * sizeof *from);
+    }
+    const Words words = __builtin_convertvector(halves, Words) << 16;
+    copy(&words, to);
+}
+
+template <typename V, typename S>
+GANFAST_INLINE void save(const V& from, int64_t n, S* to) {
+    using T = std::decay_t<decltype(from[0])>;
+    if constexpr (std::is_same_v<S, T>) {
+        if (n == WIDTH<T>) {
+            std::memcpy(to, &from, sizeof from);
+            return;
+        }
+    }
+    for (int64_t lane = 0; lane < n; ++lane) to[lane] = static_cast<S>(from[lane]);
+}
+
+// Rounded to the nearest, ties to even.
+GANFAST_INLINE void save(const Floats& from, int64_t n, BFloat16* to) {
+    Words bits;
+    copy(&from, bits);
+    const Words nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Words kept = from == from ? nearest : Words{} + 0x7fc0;
+    const Halves halves = __builtin_convertvector(kept, Halves);
+    if (n == WIDTH<float>) {
+        std::memcpy(static_cast<void*>(to), &halves, sizeof halves);
+    } else {
+        std::memcpy(static_cast<void*>(to), &halves, n * sizeof *to);
+    }
+}
+
+}  // namespace ganfast
