@@ -60,37 +60,53 @@ struct ColumnSums {
     }
 };
 
-// sums[j] += sum over the rows of x
-template <typename S, typename T>
-GANFAST_SIMD void sum_columns(const S* x, const Block& block, T* sums) {
-    for (int64_t r = 0; r < block.rows; ++r) {
-        const S* row = x + block.offset + r * block.stride;
-        in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-            typename Lanes<T>::Type value, sum;
-            load(row + j, n, value);
-            load(sums + j, n, sum);
-            save(sum + value, n, sums + j);
-        });
-    }
+// body(r, rows) for rows of a block that are summed up in a register before a sum in memory gets them
+template <typename F>
+GANFAST_INLINE void some_rows(const Block& block, const F& body) {
+    constexpr int64_t TOGETHER = 4;
+    int64_t r = 0;
+    for (; r + TOGETHER <= block.rows; r += TOGETHER) body(r, TOGETHER);
+    for (; r < block.rows; ++r) body(r, 1);
 }
 
+// sums[j] += sum over the rows of x
+template <typename How, typename S, typename T>
+GANFAST_INLINE void sum_columns_loop(const S* x, const Block& block, T* sums) {
+    some_rows(block, [&](int64_t r, int64_t rows) __attribute__((always_inline)) {
+        in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+            typename Lanes<T>::Type value, sum;
+            load(sums + j, n, sum);
+            for (int64_t i = 0; i < rows; ++i) {
+                How::load(x + block.offset + (r + i) * block.stride + j, n, value);
+                sum += value;
+            }
+            save(sum, n, sums + j);
+        });
+    });
+}
+GANFAST_VERSIONS(sum_columns)
+
 // sums[j] += sum over the rows of x - centre[j], squares[j] += that of the squares
-template <typename S, typename T>
-GANFAST_SIMD void sum_deviations(const S* x, const Block& block, const T* centre, T* sums, T* squares) {
-    for (int64_t r = 0; r < block.rows; ++r) {
-        const S* row = x + block.offset + r * block.stride;
+template <typename How, typename S, typename T>
+GANFAST_INLINE void sum_deviations_loop(const S* x, const Block& block, const T* centre, T* sums, T* squares) {
+    some_rows(block, [&](int64_t r, int64_t rows) __attribute__((always_inline)) {
         in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
             typename Lanes<T>::Type value, centres, sum, square;
-            load(row + j, n, value);
             load(centre + j, n, centres);
             load(sums + j, n, sum);
             load(squares + j, n, square);
-            const auto d = value - centres;
-            save(sum + d, n, sums + j);
-            save(square + d * d, n, squares + j);
+            for (int64_t i = 0; i < rows; ++i) {
+                How::load(x + block.offset + (r + i) * block.stride + j, n, value);
+                const auto d = value - centres;
+                sum += d;
+                square += d * d;
+            }
+            save(sum, n, sums + j);
+            save(square, n, squares + j);
         });
-    }
+    });
 }
+GANFAST_VERSIONS(sum_deviations)
 
 // What a column's values are normalised and scaled with: z = (x - mean) scale + bias.
 template <typename T>
@@ -136,69 +152,77 @@ GANFAST_INLINE void activate(const Tanh<T>& act, const V& z, V& y) {
 }
 
 // y = act(z)
-template <typename S, typename T, typename Act>
+template <typename How, typename S, typename T, typename Act>
 GANFAST_INLINE void activate_lanes(const S* x, int64_t n, const AffineLanes<T>& affine, const Act& act, S* y) {
     typename Lanes<T>::Type value, activated;
-    load(x, n, value);
+    How::load(x, n, value);
     activate(act, (value - affine.mean) * affine.scale + affine.bias, activated);
-    save(activated, n, y);
+    How::save(activated, n, y);
 }
 
 // dx = scale (dz - level - (x - mean) tilt)
-template <typename S, typename T, typename V, typename Act>
+template <typename How, typename S, typename T, typename V, typename Act>
 GANFAST_INLINE void differentiate_lanes(const S* dy, const S* x, int64_t n, const AffineLanes<T>& affine, const V& level,
                                         const V& tilt, const Act& act, S* dx) {
     V value, upstream, derivative;
-    load(x, n, value);
-    load(dy, n, upstream);
+    How::load(x, n, value);
+    How::load(dy, n, upstream);
     const V d = value - affine.mean;
     differentiate(act, d * affine.scale + affine.bias, derivative);
-    save(affine.scale * (upstream * derivative - level - d * tilt), n, dx);
+    How::save(affine.scale * (upstream * derivative - level - d * tilt), n, dx);
 }
 
-template <typename S, typename T, typename Act>
-GANFAST_SIMD void activate(const S* x, const Block& block, Affine<T> affine, Act act, S* y) {
+template <typename How, typename S, typename T, typename Act>
+GANFAST_INLINE void activate_loop(const S* x, const Block& block, Affine<T> affine, Act act, S* y) {
     for (int64_t r = 0; r < block.rows; ++r) {
         const int64_t at = block.offset + r * block.stride;
         in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-            activate_lanes(x + at + j, n, AffineLanes<T>(affine, j, n), act, y + at + j);
+            activate_lanes<How>(x + at + j, n, AffineLanes<T>(affine, j, n), act, y + at + j);
         });
     }
 }
+GANFAST_VERSIONS(activate)
 
 // sums[j] += sum over the rows of dz, products[j] += that of dz (x - mean[j])
-template <typename S, typename T, typename Act>
-GANFAST_SIMD void sum_gradients(const S* dy, const S* x, const Block& block, Affine<T> affine, Act act, T* sums, T* products) {
-    for (int64_t r = 0; r < block.rows; ++r) {
-        const int64_t at = block.offset + r * block.stride;
+template <typename How, typename S, typename T, typename Act>
+GANFAST_INLINE void sum_gradients_loop(const S* dy, const S* x, const Block& block, Affine<T> affine, Act act, T* sums,
+                                       T* products) {
+    some_rows(block, [&](int64_t r, int64_t rows) __attribute__((always_inline)) {
         in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
             const AffineLanes<T> lanes(affine, j, n);
             typename Lanes<T>::Type value, upstream, derivative, sum, product;
-            load(x + at + j, n, value);
-            load(dy + at + j, n, upstream);
             load(sums + j, n, sum);
             load(products + j, n, product);
-            const auto d = value - lanes.mean;
-            differentiate(act, d * lanes.scale + lanes.bias, derivative);
-            const auto dz = upstream * derivative;
-            save(sum + dz, n, sums + j);
-            save(product + dz * d, n, products + j);
+            for (int64_t i = 0; i < rows; ++i) {
+                const int64_t at = block.offset + (r + i) * block.stride + j;
+                How::load(x + at, n, value);
+                How::load(dy + at, n, upstream);
+                const auto d = value - lanes.mean;
+                differentiate(act, d * lanes.scale + lanes.bias, derivative);
+                const auto dz = upstream * derivative;
+                sum += dz;
+                product += dz * d;
+            }
+            save(sum, n, sums + j);
+            save(product, n, products + j);
         });
-    }
+    });
 }
+GANFAST_VERSIONS(sum_gradients)
 
-template <typename S, typename T, typename Act>
-GANFAST_SIMD void differentiate(const S* dy, const S* x, const Block& block, Affine<T> affine, const T* level, const T* tilt,
-                                Act act, S* dx) {
+template <typename How, typename S, typename T, typename Act>
+GANFAST_INLINE void differentiate_loop(const S* dy, const S* x, const Block& block, Affine<T> affine, const T* level,
+                                       const T* tilt, Act act, S* dx) {
     for (int64_t r = 0; r < block.rows; ++r) {
         const int64_t at = block.offset + r * block.stride;
         in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
             typename Lanes<T>::Type levels, tilts;
             load(level + j, n, levels);
             load(tilt + j, n, tilts);
-            differentiate_lanes(dy + at + j, x + at + j, n, AffineLanes<T>(affine, j, n), levels, tilts, act, dx + at + j);
+            differentiate_lanes<How>(dy + at + j, x + at + j, n, AffineLanes<T>(affine, j, n), levels, tilts, act, dx + at + j);
         });
     }
 }
+GANFAST_VERSIONS(differentiate)
 
 }  // namespace ganfast

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "simd.h"
+
 #define GANFAST_INLINE inline __attribute__((always_inline))
 
 namespace ganfast {
@@ -86,5 +88,78 @@ GANFAST_INLINE void save(const Floats& from, int64_t n, BFloat16* to) {
         std::memcpy(static_cast<void*>(to), &halves, n * sizeof *to);
     }
 }
+
+// ---- the processor's own conversions of bfloat16
+
+#if defined(__GNUC__) && defined(__x86_64__)
+// For functions of processors that have them, with a body that is given Native.
+#define GANFAST_NATIVE __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
+
+struct Native {
+    template <typename S, typename V>
+    static GANFAST_INLINE void load(const S* from, int64_t n, V& to) {
+        if constexpr (std::is_same_v<S, BFloat16>) {
+            if (n == WIDTH<float>) {
+                // in assembly, because what is inlined may not name what its caller alone is compiled for
+                asm("vpmovzxwd %1, %0\n\tvpslld $16, %0, %0" : "=&v"(to) : "m"(*reinterpret_cast<const Halves*>(from)));
+                return;
+            }
+        }
+        ganfast::load(from, n, to);
+    }
+    template <typename V, typename S>
+    static GANFAST_INLINE void save(const V& from, int64_t n, S* to) {
+        if constexpr (std::is_same_v<S, BFloat16>) {
+            Halves halves;
+            asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(from));
+            if (n == WIDTH<float>) {
+                std::memcpy(static_cast<void*>(to), &halves, sizeof halves);
+            } else {
+                std::memcpy(static_cast<void*>(to), &halves, n * sizeof *to);
+            }
+        } else {
+            ganfast::save(from, n, to);
+        }
+    }
+};
+#endif
+
+struct Anywhere {
+    template <typename S, typename V>
+    static GANFAST_INLINE void load(const S* from, int64_t n, V& to) {
+        ganfast::load(from, n, to);
+    }
+    template <typename V, typename S>
+    static GANFAST_INLINE void save(const V& from, int64_t n, S* to) {
+        ganfast::save(from, n, to);
+    }
+};
+
+// name(first, ...) for a pointer to S first of all, by loops that are written once: name_loop<How>(first, ...).
+#if defined(__GNUC__) && defined(__x86_64__)
+#define GANFAST_VERSIONS(name)                                               \
+    template <typename... A>                                                 \
+    GANFAST_SIMD void name##_anywhere(A... arguments) {                      \
+        name##_loop<Anywhere>(arguments...);                                 \
+    }                                                                        \
+    template <typename... A>                                                 \
+    GANFAST_NATIVE void name##_native(A... arguments) {                      \
+        name##_loop<Native>(arguments...);                                   \
+    }                                                                        \
+    template <typename S, typename... A>                                     \
+    void name(const S* first, A... arguments) {                              \
+        if constexpr (std::is_same_v<S, BFloat16>) {                         \
+            static const bool native = __builtin_cpu_supports("avx512bf16"); \
+            if (native) return name##_native(first, arguments...);           \
+        }                                                                    \
+        name##_anywhere(first, arguments...);                                \
+    }
+#else
+#define GANFAST_VERSIONS(name)               \
+    template <typename... A>                 \
+    GANFAST_SIMD void name(A... arguments) { \
+        name##_loop<Anywhere>(arguments...); \
+    }
+#endif
 
 }  // namespace ganfast

@@ -59,8 +59,8 @@ template <typename S, typename T, typename Act>
 GANFAST_SIMD void activate_planes(const S* x, int64_t planes, int64_t length, Affine<T> affine, Act act, S* y) {
     for (int64_t p = 0; p < planes; ++p, x += length, y += length) {
         const AffineLanes<T> lanes(affine, p);
-        in_lanes<T>(length,
-                    [&](int64_t i, int64_t n) __attribute__((always_inline)) { activate_lanes(x + i, n, lanes, act, y + i); });
+        in_lanes<T>(length, [&](int64_t i, int64_t n)
+                                __attribute__((always_inline)) { activate_lanes<Anywhere>(x + i, n, lanes, act, y + i); });
     }
 }
 
@@ -88,7 +88,7 @@ GANFAST_SIMD void differentiate_planes(const S* dy, const S* x, int64_t planes, 
         const AffineLanes<T> lanes(affine, p);
         const typename Lanes<T>::Type level = typename Lanes<T>::Type{} + levels[p], tilt = typename Lanes<T>::Type{} + tilts[p];
         in_lanes<T>(length, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-            differentiate_lanes(dy + i, x + i, n, lanes, level, tilt, act, dx + i);
+            differentiate_lanes<Anywhere>(dy + i, x + i, n, lanes, level, tilt, act, dx + i);
         });
     }
 }
