@@ -1,21 +1,26 @@
-"""The most memory that a WGAN-GP critic's step holds beyond networks and data, as PyTorch's CPU allocator counts it.
+"""The most memory that a step holds beyond networks and data, as PyTorch's CPU allocator counts it.
 
     python benches/memory.py
 
-The whole step: scores of real and generated samples, the penalty, the gradients of all weights. Double backward holds everything
-until the end, wherever it comes; ganfast's penalty is best called before the other two passes.
+A WGAN-GP critic's whole step: scores of real and generated samples, the penalty, the gradients of all weights. Double backward
+holds everything until the end, wherever it comes; ganfast's penalty is best called before the other two passes. And forward and
+backward of DCGAN-64's generator.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+os.environ["GANFAST_POOL_MB"] = "0"  # or the allocator would not see the kernels' memory
+
 from ganfast import gradient_penalty
+from ganfast.benches.ops import generator
 from ganfast.benches.ops.critic_step import three_passes
 from ganfast.benches.ops.gradient_penalty import CRITICS, LAYOUTS, double_backward, images, step
 from ganfast.losses import wasserstein_critic
@@ -37,6 +42,21 @@ def peak(call: Callable[[], object]) -> int:
 
 
 def main() -> None:
+    critics()
+    generators()
+
+
+def generators() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        networks = generator.generators(torch.device("cpu"))
+        z = torch.randn(generator.BATCH, generator.LATENT)
+        peaks = {provider: peak(generator.training(network, z, dtype)) / 1e6 for provider, network in networks.items()}
+        ours = peaks.pop("ganfast")
+        shares = ", ".join(f"{ours / most:.2f} of {provider}'s {most:.0f}" for provider, most in peaks.items())
+        print(f"{f'dcgan-64 generator {dtype}':<36} ganfast {ours:.0f} MB: {shares}")
+
+
+def critics() -> None:
     for name, (architecture, size) in CRITICS.items():
         for batch in (32, 64):
             for suffix, layout in LAYOUTS.items():

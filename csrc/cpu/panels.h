@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <vector>
 
 #include "columns.h"
@@ -16,19 +17,29 @@ namespace ganfast {
 
 // ---- memory and threads
 
-// Memory for the time of a call, from the pool.
+// Memory for the time of a call, from the pool, or PyTorch's where the pool keeps nothing.
 class Scratch {
 public:
-    explicit Scratch(int64_t bytes) : data_(static_cast<char*>(Pool::shared().take(bytes))) {}
+    explicit Scratch(int64_t bytes) {
+        if (Pool::shared().keeps()) {
+            data_ = static_cast<char*>(Pool::shared().take(bytes));
+        } else {
+            tensor_ = torch::stable::empty({&bytes, 1}, ScalarType::Byte);
+            data_ = static_cast<char*>(tensor_->mutable_data_ptr());
+        }
+    }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
-    ~Scratch() { Pool::shared().give(data_); }
+    ~Scratch() {
+        if (!tensor_) Pool::shared().give(data_);
+    }
 
     char* bytes() const { return data_; }
     float* floats() const { return reinterpret_cast<float*>(data_); }
 
 private:
     char* data_;
+    std::optional<Tensor> tensor_;
 };
 
 // body(task) for all tasks

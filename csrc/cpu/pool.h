@@ -21,6 +21,9 @@ public:
         return *pool;
     }
 
+    // Whether anything is kept; otherwise memory is PyTorch's own, which its profiler sees.
+    bool keeps() const { return limit_ > 0; }
+
     void* take(size_t bytes) {
         const size_t size = (bytes + PAGE - 1) / PAGE * PAGE;
         {
@@ -71,7 +74,7 @@ inline Tensor pooled_strided(Extents sizes, Extents strides, ScalarType type, co
     constexpr int64_t LARGE = 1 << 16;  // smaller blocks stay in glibc's heap anyway
     int64_t bytes = type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
     for (const int64_t size : sizes) bytes *= size;
-    if (bytes < LARGE) return empty_strided(sizes, strides, type, near);
+    if (bytes < LARGE || !Pool::shared().keeps()) return empty_strided(sizes, strides, type, near);
     return torch::stable::from_blob(Pool::shared().take(bytes), sizes, strides, near.device(), type,
                                     [](void* data) { Pool::shared().give(data); });
 }

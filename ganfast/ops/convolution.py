@@ -165,13 +165,10 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Grads:
         weight, bias, *parts = ctx.saved_tensors
         of_big, of_weight, of_bias, *_ = ctx.needs_input_grad
-        return (
-            transposed_convolve(grad, weight, None, *ctx.steps, *ctx.extents) if of_big else None,
-            convolution_weight_gradient(grad, ctx.make(*parts), *weight.shape[2:], *ctx.steps) if of_weight else None,
-            _bias_gradient(grad, bias) if of_bias else None,
-            None,
-            None,
-        )
+        # first, so that what is made again for it is gone when the larger gradient comes
+        grad_weight = convolution_weight_gradient(grad, ctx.make(*parts), *weight.shape[2:], *ctx.steps) if of_weight else None
+        grad_big = transposed_convolve(grad, weight, None, *ctx.steps, *ctx.extents) if of_big else None
+        return grad_big, grad_weight, _bias_gradient(grad, bias) if of_bias else None, None, None
 
 
 class _Transposed(torch.autograd.Function):
@@ -187,15 +184,10 @@ class _Transposed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Grads:
         weight, bias, *parts = ctx.saved_tensors
         of_small, of_weight, of_bias, *_ = ctx.needs_input_grad
-        return (
-            convolve(grad, weight, None, *ctx.steps) if of_small else None,
-            convolution_weight_gradient(ctx.make(*parts), grad, *weight.shape[2:], *ctx.steps) if of_weight else None,
-            _bias_gradient(grad, bias) if of_bias else None,
-            None,
-            None,
-            None,
-            None,
-        )
+        # first, so that what is made again for it is gone when the larger gradient comes
+        grad_weight = convolution_weight_gradient(ctx.make(*parts), grad, *weight.shape[2:], *ctx.steps) if of_weight else None
+        grad_small = convolve(grad, weight, None, *ctx.steps) if of_small else None
+        return grad_small, grad_weight, _bias_gradient(grad, bias) if of_bias else None, None, None, None, None
 
 
 class _WeightGradient(torch.autograd.Function):

@@ -1,0 +1,137 @@
+"""The convolutions of a fused network by the op, and what its gradients keep."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ganfast.nn import fuse
+
+pytestmark = pytest.mark.tier(2)
+
+
+class Called(TorchDispatchMode):
+    """The names of ganfast's ops that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.namespace == "ganfast":
+            self.names.add(op.__name__.partition(".")[0])
+        return op(*args, **(kwargs or {}))
+
+
+def networks(layout: torch.memory_format = torch.channels_last) -> tuple[nn.Sequential, nn.Sequential]:
+    """Plain and fused: a critic's chain, a generator's, and a convolution that no batch norm follows."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(4, 8, 4, 2, 1),
+        nn.BatchNorm2d(8),
+        nn.LeakyReLU(0.2),
+        nn.ConvTranspose2d(8, 6, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.ConvTranspose2d(6, 3, 4, 2, 1),
+        nn.Tanh(),
+    ).to(memory_format=layout)  # type: ignore[call-overload]
+    return plain, fuse(copy.deepcopy(plain))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_values_and_gradients_are_the_plain_networks(training: bool) -> None:
+    x = torch.randn(6, 4, 8, 8)
+    results = []
+    for network in networks():
+        network.train(training)
+        point = x.clone().requires_grad_()
+        y = network(point)
+        results.append((y, *torch.autograd.grad(y.square().sum(), [point, *network.parameters()])))
+    for plain, fused in zip(*results, strict=True):
+        # float32 sums in another order; a bias before a batch norm has a gradient of nothing but roundings
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * float(results[0][1].abs().max()))
+
+
+@pytest.mark.parametrize(("layout", "expected"), [(torch.channels_last, True), (torch.contiguous_format, False)])
+def test_the_op_convolves_what_lies_channels_last(layout: torch.memory_format, expected: bool) -> None:
+    _, fused = networks(layout)
+    with Called() as called:
+        fused(torch.randn(2, 4, 8, 8).to(memory_format=layout)).sum().backward()
+    convolutions = {"convolve", "transposed_convolve", "convolution_weight_gradient"}
+    assert called.names & convolutions == (convolutions if expected else set())
+    assert {"batch_norm_act", "batch_norm_act_backward"} <= called.names
+
+
+def test_groups_dilation_and_odd_strides_are_pytorchs() -> None:
+    for conv in (
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, 3, stride=(1, 2)),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.ConvTranspose2d(4, 4, 3, stride=2, output_padding=1),
+    ):
+        plain = nn.Sequential(conv, nn.BatchNorm2d(4), nn.ReLU()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fused = fuse(copy.deepcopy(plain))
+        x = torch.randn(2, 4, 9, 9)
+        with Called() as called:
+            y = fused(x)
+        torch.testing.assert_close(y, plain(x), rtol=1e-4, atol=1e-5)
+        assert called.names == {"batch_norm_act"}
+
+
+def test_under_autocast_it_convolves_in_bfloat16() -> None:
+    plain, fused = networks()
+    x = torch.randn(6, 4, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, y = plain(x), fused(x)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    # three roundings of bfloat16 a layer, of values that batch norm makes of size one
+    torch.testing.assert_close(y.float(), expected.float(), rtol=0, atol=0.1)
+    y.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in fused.parameters())
+
+
+def test_what_batch_norm_made_is_not_kept_but_made_again() -> None:
+    _, fused = networks()
+    first, rest = fuse(fused[:3]), fuse(fused[3:])
+    y = first(torch.randn(6, 4, 8, 8))
+    alive = weakref.ref(y)
+    z = rest(y)
+    del y
+    assert alive() is None
+    z.sum().backward()
+
+
+def test_what_was_changed_in_place_is_kept_itself() -> None:
+    """A recipe would bring back what it was before."""
+    grads = []
+    for network, made in zip(networks(), (lambda part: part, fuse), strict=True):
+        first, rest = made(network[:3]), made(network[3:])
+        y = first(torch.ones(6, 4, 8, 8) * torch.arange(6).view(6, 1, 1, 1))
+        with torch.no_grad():
+            y.add_(1)
+        rest(y).square().sum().backward()
+        grads.append(rest[0].weight.grad)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-3, atol=1e-3)
+
+
+def test_frozen_weights_keep_no_input() -> None:
+    _, fused = networks()
+    fused.requires_grad_(False)
+    conv = fuse(nn.Sequential(fused[0], nn.BatchNorm2d(8).requires_grad_(False), nn.LeakyReLU(0.2)))
+    x = torch.randn(2, 4, 8, 8).requires_grad_()
+    middle = x * 2
+    alive = weakref.ref(middle)
+    y = conv(middle)
+    del middle
+    assert alive() is None
+    y.sum().backward()
+    assert x.grad is not None
