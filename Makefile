@@ -53,7 +53,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/.installed
-	$(BIN)/ganfast bench ops spectral_norm batch_norm convolution carried_scale gradient_penalty critic_step --out docs/results/ops.csv
+	$(BIN)/ganfast bench ops spectral_norm batch_norm convolution generator carried_scale gradient_penalty critic_step --out docs/results/ops.csv
 	$(BIN)/ganfast bench plot docs/results/ops.csv docs/results/pictures/ops.png
 	$(BIN)/ganfast bench ops penalty_curves --out docs/results/penalty_curves.csv
 	$(BIN)/ganfast bench plot docs/results/penalty_curves.csv docs/results/pictures/penalty-curves.png

@@ -28,7 +28,7 @@ else
 fi
 
 echo "== benches"
-python3 -m ganfast bench ops spectral_norm gradient_penalty critic_step --device cuda --seconds 2 --out "$OUT/ops.csv" || status=1
+python3 -m ganfast bench ops spectral_norm batch_norm generator gradient_penalty critic_step --device cuda --seconds 2 --out "$OUT/ops.csv" || status=1
 python3 -m ganfast bench ops penalty_curves --device cuda --seconds 1 --out "$OUT/penalty_curves.csv" || status=1
 for table in ops penalty_curves; do
     python3 -m ganfast bench plot "$OUT/$table.csv" "$OUT/$table.png" || status=1

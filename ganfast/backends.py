@@ -118,6 +118,7 @@ TABLE: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "spectral_norm": _KERNELS,
     "gradient_penalty": _KERNELS,
     "batch_norm": _KERNELS,
+    "convolution": {name: _KERNELS[name] for name in ("reference", "cpp")},
     "fuse": {"reference": _reference},
     "frechet_distance": {"reference": _reference},
 }
