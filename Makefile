@@ -45,7 +45,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-cache
 
 pytest: $(VENV)/.installed-dev
-	$(WITH) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(WITH) $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

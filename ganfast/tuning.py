@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,17 +23,17 @@ from ganfast.files import write_atomically
 
 ROUNDS = 3  # of which the fastest counts: whatever disturbs a measurement makes it slower
 
-_known: dict[str, str] = {}
+_known: dict[tuple[str, str], str] = {}  # by machine and name
 
 
 def fastest(name: str, candidates: Mapping[str, Callable[[], object]]) -> str:
     """The key of the fastest of ``candidates``, all of which compute what ``name`` stands for on this machine."""
-    if name not in _known:
-        _known.update(_stored())
-    if _known.get(name) not in candidates:
-        _known[name] = _measured(candidates)
-        _store(name, candidates)
-    return _known[name]
+    machine = _machine(torch.get_num_threads())
+    if (machine, name) not in _known:
+        _known.update({(machine, each): way for each, way in _read().get(machine, {}).items() if isinstance(way, str)})
+    if _known.get((machine, name)) not in candidates:
+        _known[machine, name] = _stored(machine, name, candidates, _measured(candidates))
+    return _known[machine, name]
 
 
 def _measured(candidates: Mapping[str, Callable[[], object]]) -> str:
@@ -57,15 +58,15 @@ def _file() -> Path | None:
 
 
 @functools.cache
-def _machine() -> str:
+def _machine(threads: int) -> str:
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-    return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{processor}, {threads} threads, torch {torch.__version__}"
 
 
-def _read() -> dict[str, dict[str, str]]:
+def _read() -> dict[str, dict[str, Any]]:
     file = _file()
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(file.read_text()) if file else {}
@@ -74,18 +75,15 @@ def _read() -> dict[str, dict[str, str]]:
     return {}
 
 
-def _stored() -> dict[str, str]:
-    return _read().get(_machine(), {})
-
-
-def _store(name: str, candidates: Collection[str]) -> None:
+def _stored(machine: str, name: str, candidates: Collection[str], measured: str) -> str:
+    """What holds from now on: ``measured``, unless another process was the first."""
     found = _read()
-    choices = found.setdefault(_machine(), {})
-    if choices.get(name, "") in candidates:
-        _known[name] = choices[name]  # another process was the first
-        return
-    choices[name] = _known[name]
+    choices = found.setdefault(machine, {})
+    if (earlier := choices.get(name)) in list(candidates):
+        return str(earlier)
+    choices[name] = measured
     if file := _file():
         with contextlib.suppress(Error, OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(found, indent=1, sort_keys=True).encode())
+    return measured

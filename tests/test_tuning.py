@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from ganfast import tuning
 
@@ -53,16 +54,33 @@ def test_a_later_process_chooses_what_the_first_one_measured() -> None:
 def test_what_another_process_chose_meanwhile_holds(folder: Path) -> None:
     def other_process() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tuning.json").write_text(json.dumps({tuning._machine(): {"op": "slow"}}))
+        (folder / "tuning.json").write_text(json.dumps({tuning._machine(torch.get_num_threads()): {"op": "slow"}}))
 
     assert tuning.fastest("op", {"quick": other_process, "slow": slow}) == "slow"
 
 
 def test_an_unknown_choice_is_measured_again(folder: Path) -> None:
     folder.mkdir()
-    (folder / "tuning.json").write_text(json.dumps({tuning._machine(): {"op": "gone"}}))
+    (folder / "tuning.json").write_text(json.dumps({tuning._machine(torch.get_num_threads()): {"op": "gone"}}))
     assert tuning.fastest("op", {"slow": slow, "quick": quick}) == "quick"
-    assert json.loads((folder / "tuning.json").read_text())[tuning._machine()]["op"] == "quick"
+    assert json.loads((folder / "tuning.json").read_text())[tuning._machine(torch.get_num_threads())]["op"] == "quick"
+
+
+def test_each_number_of_threads_has_its_own_choices() -> None:
+    threads = torch.get_num_threads()
+    try:
+        assert tuning.fastest("op", {"a": slow, "b": quick}) == "b"
+        torch.set_num_threads(threads + 1)
+        assert tuning.fastest("op", {"a": quick, "b": slow}) == "a"
+    finally:
+        torch.set_num_threads(threads)
+    assert tuning.fastest("op", {"a": quick, "b": slow}) == "b"
+
+
+def test_a_choice_that_is_no_name_is_measured_again(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "tuning.json").write_text(json.dumps({tuning._machine(torch.get_num_threads()): {"op": ["slow"]}}))
+    assert tuning.fastest("op", {"slow": slow, "quick": quick}) == "quick"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}'])
@@ -70,7 +88,7 @@ def test_a_damaged_file_is_replaced(folder: Path, text: str) -> None:
     folder.mkdir()
     (folder / "tuning.json").write_text(text)
     assert tuning.fastest("op", {"slow": slow, "quick": quick}) == "quick"
-    assert json.loads((folder / "tuning.json").read_text())[tuning._machine()] == {"op": "quick"}
+    assert json.loads((folder / "tuning.json").read_text())[tuning._machine(torch.get_num_threads())] == {"op": "quick"}
 
 
 def test_without_a_folder_each_process_measures(folder: Path) -> None:

@@ -182,7 +182,9 @@ public:
         : height(g.stride * (g.h - 1) + g.height),
           width(g.stride * (g.w - 1) + g.width),
           memory_(g.samples * height * width * g.b * sizeof(S)) {
-        const int64_t line = width * g.b, left = g.padding * g.b, inside = std::min(g.W, width - g.padding) * g.b;
+        // a kernel that steps far may reach less than the padding
+        const int64_t line = width * g.b, left = g.padding * g.b;
+        const int64_t inside = std::max<int64_t>(0, std::min(g.W, width - g.padding)) * g.b;
         for_each_task(g.samples, [&](int64_t n) {
             S* out = data() + n * height * line;
             std::memset(static_cast<void*>(out), 0, height * line * sizeof(S));

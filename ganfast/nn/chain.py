@@ -72,6 +72,20 @@ def chain(act: Any, norm: Any, conv: Any, x: Any, /, *rest: Any, **keywords: Any
 
     Without ``act`` or ``conv`` (None) the same without that call; a string ``act`` is a method of the result of ``norm``.
     """
+    return _run(Part(conv, norm, act), x, rest, keywords, handed_on=False)
+
+
+class Part(NamedTuple):
+    """A chain among modules that are called one after the other, or a convolution alone."""
+
+    conv: Any
+    norm: Any
+    act: Any
+
+
+def _run(part: Part, x: Any, rest: tuple[Any, ...], keywords: dict[str, Any], handed_on: bool) -> Any:
+    """A chain, whose result goes to a convolution at once and to nobody else if it is ``handed_on``."""
+    conv, norm, act = part
     activation = _activation(act, rest, keywords)
     if norm is None:
         return _activate(act, _convolve(conv, x), rest, keywords)
@@ -80,7 +94,7 @@ def chain(act: Any, norm: Any, conv: Any, x: Any, /, *rest: Any, **keywords: Any
     if measures(norm):
         y = _convolve(conv, x)
         if activation is not None and _kernel_takes(norm, y):
-            return _normalise_and_activate(norm, y, activation)
+            return _normalise_and_activate(norm, y, activation, handed_on)
         return _activate(act, norm(y), rest, keywords)
     if _folds(conv, norm, x):
         norm._check_input_dim(x)
@@ -96,9 +110,7 @@ def chain(act: Any, norm: Any, conv: Any, x: Any, /, *rest: Any, **keywords: Any
 def _convolve(conv: Any, x: Any) -> Any:
     if conv is None:
         return x
-    if not (_known(conv) and _plain(conv) and type(x) in (Tensor, nn.Parameter)):
-        return conv(x)
-    return _by_op(conv, x, conv.weight, conv.bias, lambda: conv(x))
+    return _by_op(conv, x, conv.weight, conv.bias) if _plain(conv) and type(x) in (Tensor, nn.Parameter) else conv(x)
 
 
 def _known(conv: Any) -> bool:
@@ -108,35 +120,47 @@ def _known(conv: Any) -> bool:
 
 def _plain(conv: Any) -> bool:
     """Whether the op computes it: two dimensions, no groups, no dilation, one stride and one padding."""
+    if not _known(conv):
+        return False
     one = all(isinstance(sizes, tuple) and len(sizes) == 2 and sizes[0] == sizes[1] for sizes in (conv.stride, conv.padding))
     return one and conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros" and not any(conv.output_padding)
 
 
-def _by_op(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, otherwise: Callable[[], Any]) -> Any:
-    """The convolution by the op (:mod:`ganfast.ops.convolution`) where it has a kernel; ``otherwise`` elsewhere."""
+def _by_op(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution by the op (:mod:`ganfast.ops.convolution`) where it has a kernel, and by PyTorch's function elsewhere.
+
+    The weight is read once for both: reading a parametrised one may change it.
+    """
+    own, own_weight = x, weight
     if torch.is_autocast_enabled(x.device.type):
-        x, weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
+        own, own_weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
     transforming = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
-    if transforming or recorded or not serves(x, weight, conv.transposed):
-        return otherwise()
-    return convolution(x, weight, bias, conv.stride[0], conv.padding[0], 0 if conv.transposed else None)
+    if transforming or recorded or not serves(own, own_weight, conv.transposed):
+        return _by_torch(conv, x, weight, bias)
+    return convolution(own, own_weight, bias, conv.stride[0], conv.padding[0], 0 if conv.transposed else None)
+
+
+def _by_torch(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if conv.transposed:
+        transposed = _FORWARDS[type(conv).forward]
+        return transposed(x, weight, bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
+    y: Tensor = conv._conv_forward(x, weight, bias)
+    return y
+
+
+def _hands_on(following: Any) -> bool:
+    """Whether what comes next begins with a convolution that sees its input before anybody else does."""
+    return isinstance(following, Part) and _plain(following.conv)
 
 
 def joined(modules: Iterable[Any]) -> list[Callable[[Any], Any]]:
     """``modules``, which are to be called one after the other, with every chain among them as one call."""
-    calls: list[Any] = []
-    for part in parts(list(modules)):
-        calls.append(partial(chain, part.act, part.norm, part.conv) if isinstance(part, Part) else part)
-    return calls
-
-
-class Part(NamedTuple):
-    """A chain among modules that are called one after the other, or a convolution alone."""
-
-    conv: Any
-    norm: Any
-    act: Any
+    found = parts(list(modules))
+    return [
+        partial(_run, part, rest=(), keywords={}, handed_on=_hands_on(following)) if isinstance(part, Part) else part
+        for part, following in zip(found, [*found[1:], None], strict=True)
+    ]
 
 
 def parts(modules: list[Any]) -> list[Any]:
@@ -239,7 +263,7 @@ def _values(x: Tensor) -> int:
     return x.shape[0] * math.prod(x.shape[2:])
 
 
-def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation) -> Tensor:
+def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation, handed_on: bool) -> Tensor:
     norm._check_input_dim(x)
     groups = groups_of(norm)
     y: Tensor
@@ -248,7 +272,7 @@ def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation)
     if norm.training and norm.track_running_stats:
         with torch.no_grad():
             _track(norm, mean, var, _values(x) // groups)
-    if y.requires_grad and not torch.compiler.is_compiling():
+    if handed_on and y.requires_grad and not torch.compiler.is_compiling():
         keep_recipe(y, lambda *parts: batch_norm_act(*parts, *arguments)[0], x, norm.weight, norm.bias)
     return y
 
@@ -319,13 +343,8 @@ def _convolve_folded(conv: Any, norm: _BatchNorm, x: Tensor) -> Tensor:
         folded = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
     if folded.dtype != weight.dtype:  # a float32 batch norm behind a convolution of fewer bits
         folded, shift = folded.to(weight.dtype), shift.to(weight.dtype)
-
-    def torchs() -> Tensor:
-        if conv.transposed:
-            transposed = _FORWARDS[type(conv).forward]
-            return transposed(x, folded, shift, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
-        y: Tensor = conv._conv_forward(x, folded, shift)
-        return y
-
-    found: Tensor = _by_op(conv, x, folded, shift, torchs) if _plain(conv) and type(x) in (Tensor, nn.Parameter) else torchs()
-    return found
+    return (
+        _by_op(conv, x, folded, shift)
+        if _plain(conv) and type(x) in (Tensor, nn.Parameter)
+        else _by_torch(conv, x, folded, shift)
+    )

@@ -286,6 +286,8 @@ class _Rewriter(ast.NodeTransformer):
         code = source.function.__code__
         names = [node for node in ast.walk(source.tree) if isinstance(node, ast.Name)]
         self._reads = Counter(node.id for node in names if isinstance(node.ctx, ast.Load))
+        updated = [node.target for node in ast.walk(source.tree) if isinstance(node, ast.AugAssign)]  # which reads as well
+        self._reads.update(target.id for target in updated if isinstance(target, ast.Name))
         shared = {*code.co_cellvars} | {node.id for node in names if isinstance(node.ctx, ast.Del)}
         self._locals = {*code.co_varnames} - shared
         self._guarded = False  # whether an exception may be caught further out, by what could read the names then
@@ -322,6 +324,8 @@ class _Rewriter(ast.NodeTransformer):
             return False
         if (reader := _first_reader(then.value, name)) is None:
             return False
+        if not self._quiet(first.value):
+            return False
         value, of_chain = first.value, False
         if self._norm_call(value):
             of_chain = self._act_call(reader) is not None
@@ -332,6 +336,18 @@ class _Rewriter(ast.NodeTransformer):
         elif of_chain:
             reader.args[0] = value
         return of_chain
+
+    def _quiet(self, call: ast.Call) -> bool:
+        """Whether nothing but a chain is called in ``call``: what ``then`` looks up would be looked up before that."""
+        while True:
+            argument = call.args[0] if call.args else None
+            if isinstance(argument, ast.Call) and (self._norm_call(call) or self._conv_call(call)):
+                call = argument
+                continue
+            doing = (ast.Call, ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr)
+            return (self._norm_call(call) or self._conv_call(call)) and not any(
+                isinstance(node, doing) for each in (*call.args, *call.keywords) for node in ast.walk(each)
+            )
 
     def _dies(self, name: str, then: ast.Assign | ast.Return, guarded: bool) -> bool:
         if self._reads[name] == 1:

@@ -56,7 +56,9 @@ def serves(x: Tensor, weight: Tensor, transposed: bool) -> bool:
     """Whether a kernel of this op computes with these, and what it gives has the layout that PyTorch's own result would have."""
     last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
     summed = weight.shape[0] if transposed else weight.shape[1] * weight.shape[3]
-    return library.CPU == "cpp" and x.device.type == "cpu" and x.dim() == 4 and last and _fits(x, weight, summed)
+    return (
+        library.CPU == "cpp" and x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0 and last and _fits(x, weight, summed)
+    )
 
 
 # ---- the three products by PyTorch's own operations
@@ -128,30 +130,32 @@ class Recipe(NamedTuple):
 
     make: Callable[..., Tensor]
     parts: tuple[Tensor | None, ...]
-    version: int
 
 
 _recipes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def keep_recipe(made: Tensor, make: Callable[..., Tensor], *parts: Tensor | None) -> None:
-    """Let the gradients of convolutions of ``made``, which is ``make(*parts)``, keep the parts and not itself."""
-    _recipes[made] = Recipe(make, parts, made._version)
+    """Let the gradients of the next convolution of ``made``, which is ``make(*parts)``, keep the parts and not itself.
+
+    For who hands ``made`` to that convolution at once: nobody else may have seen it, or the parts, meanwhile.
+    """
+    _recipes[made] = Recipe(make, parts)
 
 
 def _keep(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Save what the gradients need: the weight's needs the input, or what it was made of."""
-    recipe = _recipes.get(input)
+    recipe = _recipes.pop(input, None)
     parts: tuple[Tensor | None, ...] = ()
     if ctx.needs_input_grad[1]:
-        unchanged = recipe is not None and recipe.version == input._version
-        ctx.make, parts = (recipe.make, recipe.parts) if unchanged else (lambda input: input, (input,))
-    ctx.save_for_backward(weight, bias, *parts)
+        ctx.make, parts = (lambda input: input, (input,)) if recipe is None else recipe
+    ctx.save_for_backward(weight, *parts)
     ctx.extents = input.shape[2:]
+    ctx.bias_dtype = None if bias is None else bias.dtype
 
 
-def _bias_gradient(grad: Tensor, bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)).to(bias.dtype)
+def _bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)).to(dtype)
 
 
 class _Convolve(torch.autograd.Function):
@@ -163,12 +167,12 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
-        weight, bias, *parts = ctx.saved_tensors
+        weight, *parts = ctx.saved_tensors
         of_big, of_weight, of_bias, *_ = ctx.needs_input_grad
         # first, so that what is made again for it is gone when the larger gradient comes
         grad_weight = convolution_weight_gradient(grad, ctx.make(*parts), *weight.shape[2:], *ctx.steps) if of_weight else None
         grad_big = transposed_convolve(grad, weight, None, *ctx.steps, *ctx.extents) if of_big else None
-        return grad_big, grad_weight, _bias_gradient(grad, bias) if of_bias else None, None, None
+        return grad_big, grad_weight, _bias_gradient(grad, ctx.bias_dtype) if of_bias else None, None, None
 
 
 class _Transposed(torch.autograd.Function):
@@ -182,12 +186,12 @@ class _Transposed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
-        weight, bias, *parts = ctx.saved_tensors
+        weight, *parts = ctx.saved_tensors
         of_small, of_weight, of_bias, *_ = ctx.needs_input_grad
         # first, so that what is made again for it is gone when the larger gradient comes
         grad_weight = convolution_weight_gradient(ctx.make(*parts), grad, *weight.shape[2:], *ctx.steps) if of_weight else None
         grad_small = convolve(grad, weight, None, *ctx.steps) if of_small else None
-        return grad_small, grad_weight, _bias_gradient(grad, bias) if of_bias else None, None, None, None, None
+        return grad_small, grad_weight, _bias_gradient(grad, ctx.bias_dtype) if of_bias else None, None, None, None, None
 
 
 class _WeightGradient(torch.autograd.Function):
@@ -226,7 +230,7 @@ class Product(NamedTuple):
     signature: str
     reference: Callable[..., Tensor]
     summed: Callable[..., int]  # neighbours in memory that are summed over
-    tiled: Callable[..., bool]  # whether Winograd's algorithm applies
+    winograd: Callable[..., bool]  # whether that algorithm applies
 
 
 def _choose_on_cpu(product: Product) -> None:
@@ -243,7 +247,7 @@ def _choose_on_cpu(product: Product) -> None:
         ways = {"tiled": lambda: tiled(*arguments)}
         if not forced:
             ways["torch"] = lambda: product.reference(*arguments)
-            if product.tiled(*arguments):
+            if product.winograd(*arguments):
                 ways["winograd"] = lambda: winograd(*arguments)
         if len(ways) == 1:
             return ways["tiled"]()
@@ -253,7 +257,9 @@ def _choose_on_cpu(product: Product) -> None:
     library.LIBRARY.impl(product.name, chosen, "CPU")
 
 
-def _in_tiles(small: Sequence[int], big: Sequence[int], kernel: Sequence[int], stride: int, padding: int, summed: int) -> bool:
+def _winograd_applies(
+    small: Sequence[int], big: Sequence[int], kernel: Sequence[int], stride: int, padding: int, summed: int
+) -> bool:
     """Whether Winograd's algorithm applies: kernels of 4 x 4 with stride 2 or 3 x 3 with stride 1, and everything in pairs."""
     even = not (small[0] % 2 or small[1] % 2 or summed % 2)
     return even and (*kernel, stride, padding) in ((4, 4, 2, 1), (3, 3, 1, 1)) and list(big) == [stride * n for n in small]
@@ -285,7 +291,7 @@ convolve = _registered(
         "(Tensor big, Tensor weight, Tensor? bias, int stride, int padding) -> Tensor",
         convolve_reference,
         summed=lambda big, weight, *_: weight.shape[1] * weight.shape[3],
-        tiled=lambda big, weight, bias, stride, padding: _in_tiles(
+        winograd=lambda big, weight, bias, stride, padding: _winograd_applies(
             [size // stride for size in big.shape[2:]], big.shape[2:], weight.shape[2:], stride, padding, weight.shape[1]
         ),
     ),
@@ -298,7 +304,7 @@ transposed_convolve = _registered(
         "(Tensor small, Tensor weight, Tensor? bias, int stride, int padding, int height, int width) -> Tensor",
         transposed_convolve_reference,
         summed=lambda small, weight, *_: weight.shape[0],
-        tiled=lambda small, weight, bias, stride, padding, height, width: _in_tiles(
+        winograd=lambda small, weight, bias, stride, padding, height, width: _winograd_applies(
             small.shape[2:], (height, width), weight.shape[2:], stride, padding, weight.shape[0]
         ),
     ),
@@ -311,7 +317,7 @@ convolution_weight_gradient = _registered(
         "(Tensor small, Tensor big, int height, int width, int stride, int padding) -> Tensor",
         convolution_weight_gradient_reference,
         summed=lambda *_: 2,  # pixels, of which the last may be alone
-        tiled=lambda small, big, height, width, stride, padding: _in_tiles(
+        winograd=lambda small, big, height, width, stride, padding: _winograd_applies(
             small.shape[2:], big.shape[2:], (height, width), stride, padding, 2
         ),
     ),

@@ -92,8 +92,9 @@ def test_every_provider_of_a_bench_does_the_same_work(name: str) -> None:
                 assert (got[key] is None) == (expected is None)
                 if expected is not None:
                     # float32 sums in another order put a few elements on the other side of a kink, and what cancels between real
-                    # and generated samples carries the roundings of both
-                    assert (got[key] - expected).norm() <= 1e-4 * size + 1e-7
+                    # and generated samples carries the roundings of both; PyTorch's two layouts of the generator, 17 million
+                    # kinks, differ by 5e-5
+                    assert (got[key] - expected).norm() <= 5e-4 * size + 1e-7
 
 
 def test_an_unknown_bench_names_the_near_one() -> None:

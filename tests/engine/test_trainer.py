@@ -391,7 +391,11 @@ def test_what_torch_refuses_in_an_optimizer_is_named(options: dict[str, Any]) ->
         Trainer(wrong, numbered(4), batch=2)
 
 
-@pytest.mark.parametrize("labels", [["a"], [None], "a", {}, object()], ids=str)
+@pytest.mark.parametrize(
+    "labels",
+    [["a"], [None], "a", {}, object()],
+    ids=["a string in a list", "None in a list", "a string", "a mapping", "an object"],
+)
 def test_labels_that_are_no_integers_are_named(labels: Any) -> None:
     trainer = Trainer(recipes.get("cgan", image_size=16, channels=1, width=4, classes=3), images(classes=3), batch=4)
     with pytest.raises(InvalidValue, match="expected labels as one integer or 1 integers, got "):

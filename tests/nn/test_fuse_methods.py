@@ -441,3 +441,30 @@ def _logging(log: list[str], place: str) -> Any:
 def test_the_steps_by_chance_are_fused_at_all() -> None:
     fused = [bool([p for p in fused_paths(fuse(made(written(f"{step}\nreturn x")))) if "sequence" not in p]) for step in STEPS]
     assert sum(fused) >= len(STEPS) // 2
+
+
+def test_what_is_called_on_the_way_may_change_what_comes_next() -> None:
+    body = """
+        h = self.conv(self.route(x))
+        h = self.norm(h)
+        return F.relu(h)
+    """
+    text = f"class Routed(Net):\n    def forward(self, x):\n{textwrap.indent(textwrap.dedent(body).strip(), ' ' * 8)}\n"
+    text += "    def route(self, x):\n        self.norm = self.norms[1]\n        return x\n"
+    torch.manual_seed(0)
+    plain = defined(text, "Routed")().double()
+    with torch.no_grad():
+        plain.norms[1].weight.fill_(3)
+    fused = fuse(copy.deepcopy(plain))
+    torch.testing.assert_close(fused(x()), plain(x()))
+
+
+def test_an_update_in_place_reads_what_it_updates() -> None:
+    torch.manual_seed(0)
+    plain = written("""
+        h = self.norm(self.conv(x))
+        y = F.relu_(h)
+        h *= 2
+        return y
+    """)().double()
+    torch.testing.assert_close(fuse(copy.deepcopy(plain))(x()), plain(x()))

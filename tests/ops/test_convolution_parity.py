@@ -61,6 +61,31 @@ def test_parity(case: Case, dtype: torch.dtype) -> None:
             assert_parity(found, reference(*arguments), reference(*exact(arguments)), reduce_length=length, name=str(kernel))
 
 
+@pytest.mark.parametrize("kernel", [(5, 2), (2, 5), (1, 3), (4, 3)])
+@pytest.mark.parametrize(("stride", "padding"), [(7, 3), (2, 1), (1, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 8)])
+def test_kernels_and_maps_that_are_no_squares(kernel: tuple[int, int], stride: int, padding: int, size: tuple[int, int]) -> None:
+    """Also kernels that step over most of the map, or reach less far than the padding."""
+    if any(extent + 2 * padding < taps for extent, taps in zip(size, kernel, strict=True)):
+        size = (5, 6)
+    big, weight = torch.randn(3, 4, *size), torch.randn(8, 4, *kernel)
+    arguments = big, weight, None, stride, padding
+    small = convolution.convolve_reference(*arguments)
+    assert_parity(
+        torch.ops.ganfast.tiled_convolve(*arguments),
+        small,
+        convolution.convolve_reference(*exact(arguments)),
+        reduce_length=weight[0].numel(),
+    )
+    arguments = small, big, *kernel, stride, padding
+    assert_parity(
+        torch.ops.ganfast.tiled_convolution_weight_gradient(*arguments),
+        convolution.convolution_weight_gradient_reference(*arguments),
+        convolution.convolution_weight_gradient_reference(*exact(arguments)),
+        reduce_length=small[0].numel() * 3,
+    )
+
+
 @pytest.mark.parametrize("layout", BATCH_LAYOUTS)
 def test_factors_lie_anyhow(layout: str) -> None:
     for name, arguments, *_ in products(CASES[0], torch.float32):
