@@ -54,7 +54,8 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(BIN)/ganfast bench ops spectral_norm batch_norm convolution generator carried_scale gradient_penalty critic_step --out docs/results/ops.csv
-	$(BIN)/ganfast bench plot docs/results/ops.csv docs/results/pictures/ops.png
+	for bench in spectral_norm batch_norm generator gradient_penalty; do \
+		$(BIN)/ganfast bench plot docs/results/ops.csv docs/results/pictures/$$bench.png $$bench || exit 1; done
 	$(BIN)/ganfast bench ops penalty_curves --out docs/results/penalty_curves.csv
 	$(BIN)/ganfast bench plot docs/results/penalty_curves.csv docs/results/pictures/penalty-curves.png
 	$(BIN)/python benches/memory.py

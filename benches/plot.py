@@ -6,7 +6,7 @@ A case is a point of a curve where its name is "axis=number".
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator
 
 from ganfast.benches.harness import FIELDS
 from ganfast.engine.draw import FAINT, INK, RULE, SKY, VERMILION
-from ganfast.errors import InvalidData, InvalidValue
+from ganfast.errors import InvalidData, InvalidValue, near
 
 Row = Mapping[str, str]
 Cases = dict[tuple[str, ...], dict[str, Row]]
@@ -39,6 +39,15 @@ def read(table: Path) -> Cases:
             return latest(reader)
     except OSError as error:
         raise InvalidData(f"cannot read {table}: {error.strerror}") from error
+
+
+def of_benches(cases: Cases, names: Collection[str]) -> Cases:
+    """Those of the benches with these names, or all without one. Raises InvalidValue for a name that is not there."""
+    known = {bench for _, bench, _ in cases}
+    for name in names:
+        if name not in known:
+            raise InvalidValue(f"the table has no bench called {name!r}{near(name, sorted(known))}")
+    return {case: rows for case, rows in cases.items() if not names or case[1] in names}
 
 
 def draw(cases: Cases) -> Figure:

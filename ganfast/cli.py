@@ -258,12 +258,13 @@ def ops(names: tuple[str, ...], device: str, out: str | None, seconds: float, th
 @bench.command()
 @click.argument("table")
 @click.argument("picture")
-def plot(table: str, picture: str) -> None:
-    """Draw the last figures in the CSV file TABLE, as the PNG file PICTURE."""
+@click.argument("names", nargs=-1)
+def plot(table: str, picture: str, names: tuple[str, ...]) -> None:
+    """Draw the last figures in the CSV file TABLE, of the benches called NAMES or of all, as the PNG file PICTURE."""
     from ganfast.benches import plot as plots
     from ganfast.errors import NotWritable
 
-    figure = plots.draw(plots.read(Path(table)))
+    figure = plots.draw(plots.of_benches(plots.read(Path(table)), names))
     try:
         figure.savefig(picture, format="png")
     except OSError as error:

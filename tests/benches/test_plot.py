@@ -44,6 +44,16 @@ def test_the_command_writes_a_picture_with_a_bar_as_long_as_it_says(tmp_path: Pa
     assert lengths[1] / lengths[0] == pytest.approx(0.5, abs=0.02)
 
 
+def test_only_the_benches_that_were_asked_for_are_drawn(tmp_path: Path) -> None:
+    place = table(tmp_path, row("stock", 1000.0), {**row("stock", 10.0), "bench": "another"})
+    cases = plot.read(place)
+    assert {bench for _, bench, _ in plot.of_benches(cases, ["another"])} == {"another"}
+    assert plot.of_benches(cases, ()) == cases
+    done = CliRunner().invoke(command, ["bench", "plot", str(place), str(tmp_path / "ops.png"), "anothr"])
+    assert isinstance(done.exception, InvalidValue) and "did you mean 'another'" in str(done.exception)
+    assert not (tmp_path / "ops.png").exists()
+
+
 def test_points_of_a_curve_are_drawn_as_lines(tmp_path: Path) -> None:
     points = [
         row(provider, time * n, ratio, f"batch={n}")
