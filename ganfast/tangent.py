@@ -35,6 +35,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from ganfast.ops.convolution import convolution, convolution_weight_gradient, serves
+
 Node = Any  # torch.autograd.graph.Node, whose saved tensors are attributes
 Edge = tuple[Node, int]  # and the number of its output
 Pair = tuple[Tensor, Tensor]  # a tensor and what is to be added to its gradient
@@ -106,6 +108,8 @@ class Bilinear:
 
 def _convolution(node: Node, i: int, t: Tensor) -> Tensor:
     maps, kernels = (t, node._saved_weight) if i == 0 else (node._saved_input, t)
+    if own := _own(node, maps, kernels):
+        return convolution(maps, kernels, None, *own)
     return aten.convolution(maps, kernels, None, *_geometry(node))
 
 
@@ -113,8 +117,21 @@ def _convolved(node: Node, i: int, t: Tensor, delta: Tensor) -> Iterator[Pair]:
     other = node._saved_weight if i == 0 else node._saved_input
     if other.requires_grad:
         maps, kernels = (t, other) if i == 0 else (other, t)
+        if i == 0 and (own := _own(node, maps, kernels)):
+            small, big = (t, delta) if node._saved_transposed else (delta, t)
+            yield other, convolution_weight_gradient(small, big, *other.shape[2:], *own[:2])
+            return
         grads = aten.convolution_backward(delta, maps, kernels, None, *_geometry(node), [i == 1, i == 0, False])
         yield other, grads[1 - i]
+
+
+def _own(node: Node, maps: Tensor, kernels: Tensor) -> tuple[int, int, int | None] | None:
+    """Stride, padding and output padding, where the op of :mod:`ganfast.ops.convolution` computes the convolution."""
+    strides, paddings, dilations, transposed, more, groups = _geometry(node)
+    plain = len(strides) == 2 and strides[0] == strides[1] and paddings[0] == paddings[1] and groups == 1
+    if not plain or (*dilations, *more) != (1, 1, 0, 0) or torch.compiler.is_compiling() or not serves(maps, kernels, transposed):
+        return None
+    return strides[0], paddings[0], 0 if transposed else None
 
 
 def _geometry(node: Node) -> tuple[Any, ...]:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ganfast import tangent
 from ganfast.errors import InvalidType, InvalidValue
 from ganfast.nn import spectral_norm_
+from ganfast.ops import library
 from ganfast.penalties import gradient_penalty, penalty_plan, r1_penalty, r2_penalty
 
 DOUBLE = torch.float64
@@ -231,6 +233,34 @@ def test_its_gradients_are_the_first_that_a_backward_pass_hands_out() -> None:
         value.grad_fn.register_hook(lambda *_, name=name: ran.append(name))
     (scores + penalty).backward()
     assert ran == ["penalty", "scores"]
+
+
+def test_a_channels_last_critic_goes_through_the_ops_own_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32, against double backward in float64, for both kinds of convolution."""
+    called: list[str] = []
+    for name in ("convolution", "convolution_weight_gradient"):
+        original = getattr(tangent, name)
+        monkeypatch.setattr(tangent, name, lambda *a, name=name, original=original: called.append(name) or original(*a))
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(4, 6, 4, 2, 1),
+        nn.LeakyReLU(0.2),
+        nn.ConvTranspose2d(6, 8, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 1, 3, padding=1),
+    )
+    critic = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 1)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    exact = copy.deepcopy(critic).double()
+    real, fake, alpha = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.rand(3)
+    gradient_penalty(critic, real, fake, alpha=alpha).backward()
+    point = torch.lerp(fake, real, alpha.view(-1, 1, 1, 1)).double().requires_grad_()
+    (g,) = torch.autograd.grad(exact(point).sum(), point, create_graph=True)
+    (10 * (g.flatten(1).norm(dim=1) - 1).square().mean()).backward()
+    for ours, wanted in zip(critic.parameters(), exact.parameters(), strict=True):
+        if ours.grad is not None and wanted.grad is not None:
+            # float32 sums of some hundred terms
+            torch.testing.assert_close(ours.grad.double(), wanted.grad, rtol=1e-4, atol=1e-5 * float(wanted.grad.abs().max()))
+    assert called.count("convolution") == called.count("convolution_weight_gradient") == (3 if library.CPU == "cpp" else 0)
 
 
 def test_a_second_derivative_is_refused_and_not_silently_zero() -> None:
