@@ -387,6 +387,10 @@ def with_gradients(value: Tensor, pairs: list[Pair], trust: Tensor, unit: Tensor
     """``value`` as a scalar whose gradients are those, in that unit, each of which is nobody else's; all times ``trust``."""
     trust = trust.to(value.dtype)
     known: Tensor = _Known.apply(value * trust, unit * trust, [grad for _, grad in pairs], *[tensor for tensor, _ in pairs])
+    # a backward pass takes the youngest first of what is ready: handed out last, as the oldest, these gradients would lie beside
+    # those of all that came after instead of being what they are added to
+    if known.grad_fn is not None and hasattr(known.grad_fn, "_set_sequence_nr") and not torch.compiler.is_compiling():
+        known.grad_fn._set_sequence_nr(2**63 - 1)
     return known
 
 

@@ -223,6 +223,18 @@ def test_a_graph_that_is_kept_can_go_backward_again_and_one_that_is_not_says_so(
         torch.autograd.grad(penalty, critic[0].weight)
 
 
+def test_its_gradients_are_the_first_that_a_backward_pass_hands_out() -> None:
+    """Or those of every later pass would lie beside them until the end, and not be added to them."""
+    critic = nn.Linear(3, 1)
+    penalty = gradient_penalty(critic, torch.randn(4, 3), torch.randn(4, 3))
+    scores = critic(torch.randn(4, 3)).mean()
+    ran: list[str] = []
+    for name, value in (("scores", scores), ("penalty", penalty)):
+        value.grad_fn.register_hook(lambda *_, name=name: ran.append(name))
+    (scores + penalty).backward()
+    assert ran == ["penalty", "scores"]
+
+
 def test_a_channels_last_critic_goes_through_the_ops_own_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, against double backward in float64, for both kinds of convolution."""
     called: list[str] = []
