@@ -75,9 +75,9 @@ def test_an_iteration_is_the_loop_of_the_paper() -> None:
             real = trainer._sampler.batch((step * 2 + repeat) * 4, 4, ["real"])["real"]
             z = torch.randn(4, 3)
             fake = G(z).detach()
+            penalty = ganfast.gradient_penalty(D, real, fake, weight=10.0)
             on_real, on_fake = D(real), D(fake)  # in this order: autograd adds up what reaches a weight in reverse
             loss = on_fake.mean() - on_real.mean()
-            penalty = ganfast.gradient_penalty(D, real, fake, weight=10.0)
             adam["D"].zero_grad()
             (loss + penalty).backward()
             adam["D"].step()
