@@ -356,7 +356,8 @@ private:
         sum_columns(x_, Block{tile.offset, std::max<int64_t>(1, rows), tile.stride, width}, sums);
         way.gather(tile, sums, scratch);
         const double share = static_cast<double>(tile.channels) / (std::max<int64_t>(1, rows) * width);
-        for (int64_t c = 0; c < tile.channels; ++c) centres[c] = static_cast<T>(rounded<S>(static_cast<T>(scratch[c] * share)));
+        for (int64_t c = 0; c < tile.channels; ++c)
+            centres[c] = static_cast<T>(static_cast<S>(static_cast<T>(scratch[c] * share)));
     }
 };
 

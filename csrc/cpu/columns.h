@@ -13,19 +13,6 @@
 
 namespace ganfast {
 
-// To the nearest number of S, in a form that vectorises: BFloat16's own conversion branches on NaN.
-template <typename S, typename T>
-inline S rounded(T value) {
-    if constexpr (std::is_same_v<S, BFloat16>) {
-        uint32_t bits;
-        std::memcpy(&bits, &value, sizeof bits);
-        const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // ties to even
-        return S(static_cast<uint16_t>(value == value ? nearest : 0x7fc0), S::from_bits());
-    } else {
-        return static_cast<S>(value);
-    }
-}
-
 // body(j, n) for stretches of n numbers from j on, n that of a register as often as possible, which the compiler then knows
 template <typename T, typename F>
 GANFAST_INLINE void in_lanes(int64_t length, const F& body) {

@@ -408,46 +408,18 @@ void to_weight(const S* small, const S* big, const Geometry& given, S* weight) {
 
 // ---- ops
 
-Tensor convolve(const Tensor& given_big, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
-                int64_t padding) {
-    const Tensor big = channels_last(given_big, "x"), weight = channels_last(given_weight, "weight");
-    expect_factors(big, weight, stride, padding);
-    const Geometry g = from_big(big, weight, stride, padding);
-    const Parameter bias = bias_for(given_bias, g.a);
-    const Tensor small = empty_channels_last({g.samples, g.a, g.h, g.w}, big);
-    with_float_or_bfloat16(big.scalar_type(), [&](auto s) {
-        using S = decltype(s);
-        to_small(data_of<S>(big), data_of<S>(weight), data_of<float>(bias), g, mutable_data_of<S>(small));
-    });
-    return small;
+Tensor convolve(const Tensor& big, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding) {
+    return make_small(big, weight, bias, stride, padding, [](auto... arguments) { to_small(arguments...); });
 }
 
-Tensor transposed_convolve(const Tensor& given_small, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
-                           int64_t padding, int64_t height, int64_t width) {
-    const Tensor small = channels_last(given_small, "x"), weight = channels_last(given_weight, "weight");
-    expect_factors(small, weight, stride, padding);
-    const Geometry g = from_small(small, weight, height, width, stride, padding);
-    const Parameter bias = bias_for(given_bias, g.b);
-    const Tensor big = empty_channels_last({g.samples, g.b, height, width}, small);
-    with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
-        using S = decltype(s);
-        to_big(data_of<S>(small), data_of<S>(weight), data_of<float>(bias), g, mutable_data_of<S>(big));
-    });
-    return big;
+Tensor transposed_convolve(const Tensor& small, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding,
+                           int64_t height, int64_t width) {
+    return make_big(small, weight, bias, stride, padding, height, width, [](auto... arguments) { to_big(arguments...); });
 }
 
-Tensor convolution_weight_gradient(const Tensor& given_small, const Tensor& given_big, int64_t height, int64_t width,
-                                   int64_t stride, int64_t padding) {
-    const Tensor small = channels_last(given_small, "small"), big = channels_last(given_big, "big");
-    expect_factors(small, big, stride, padding);
-    expect_match(small.size(0), big.size(0), small, big);
-    const Geometry g = between(small, big.size(1), big.size(2), big.size(3), height, width, stride, padding);
-    const Tensor weight = empty_channels_last({g.a, g.b, height, width}, small);
-    with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
-        using S = decltype(s);
-        to_weight(data_of<S>(small), data_of<S>(big), g, mutable_data_of<S>(weight));
-    });
-    return weight;
+Tensor convolution_weight_gradient(const Tensor& small, const Tensor& big, int64_t height, int64_t width, int64_t stride,
+                                   int64_t padding) {
+    return make_weight(small, big, height, width, stride, padding, [](auto... arguments) { to_weight(arguments...); });
 }
 
 }  // namespace

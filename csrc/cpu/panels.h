@@ -145,14 +145,12 @@ void pack_for_big(const S* weight, const Geometry& g, const std::vector<int64_t>
 template <typename S>
 GANFAST_SIMD void store(const float* sums, int64_t rows, int64_t columns, int64_t width, const float* bias, S* const* out) {
     for (int64_t r = 0; r < rows; ++r, sums += columns) {
-        S* const to = out[r];
-        if (bias) {
-#pragma omp simd
-            for (int64_t c = 0; c < width; ++c) to[c] = rounded<S>(sums[c] + bias[c]);
-        } else {
-#pragma omp simd
-            for (int64_t c = 0; c < width; ++c) to[c] = rounded<S>(sums[c]);
-        }
+        in_lanes<float>(width, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
+            Floats sum, shift{};
+            load(sums + c, n, sum);
+            if (bias) load(bias + c, n, shift);
+            save(sum + shift, n, out[r] + c);
+        });
     }
 }
 

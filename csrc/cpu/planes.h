@@ -41,7 +41,7 @@ GANFAST_SIMD void measure_planes(const S* x, int64_t planes, int64_t length, dou
     for (int64_t p = 0; p < planes; ++p, x += length) {
         T rough = 0;
         for (int64_t i = 0; i < 4; ++i) rough += static_cast<T>(x[i * (length / 4)]) / 4;
-        const T centre = static_cast<T>(rounded<S>(rough));
+        const T centre = static_cast<T>(static_cast<S>(rough));
         double sum = 0, square = 0;
         sum_plane<T>(length, sum, square, [=](int64_t i, T& first, T& second) {
             const T d = static_cast<T>(x[i]) - centre;

@@ -456,60 +456,38 @@ void expect_tiles(const Geometry& g) {
                     "expected a kernel of 4 x 4, stride 2 or of 3 x 3, stride 1, with padding 1, and an even number of pixels");
 }
 
-Tensor convolve(const Tensor& given_big, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
-                int64_t padding) {
-    const Tensor big = channels_last(given_big, "x"), weight = channels_last(given_weight, "weight");
-    expect_factors(big, weight, stride, padding);
-    const Geometry g = from_big(big, weight, stride, padding);
+// run(TwoTaps or ThreeTaps, its scheme)
+template <typename F>
+void by_kernel(const Geometry& g, const Scheme& four, const Scheme& three, const F& run) {
     expect_tiles(g);
-    const Parameter bias = bias_for(given_bias, g.a);
-    const Tensor small = empty_channels_last({g.samples, g.a, g.h, g.w}, big);
-    with_float_or_bfloat16(big.scalar_type(), [&](auto s) {
-        using S = decltype(s);
-        const auto run = [&](auto taps, const Scheme& scheme) {
-            transform<decltype(taps)>(data_of<S>(big), {g.H, g.W, g.b}, data_of<S>(weight), g, data_of<float>(bias),
-                                      mutable_data_of<S>(small), {g.h, g.w, g.a}, scheme, true);
-        };
-        g.height == 4 ? run(TwoTaps(), SMALL_BY_FOUR) : run(ThreeTaps(), SMALL_BY_THREE);
-    });
-    return small;
+    g.height == 4 ? run(TwoTaps(), four) : run(ThreeTaps(), three);
 }
 
-Tensor transposed_convolve(const Tensor& given_small, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
-                           int64_t padding, int64_t height, int64_t width) {
-    const Tensor small = channels_last(given_small, "x"), weight = channels_last(given_weight, "weight");
-    expect_factors(small, weight, stride, padding);
-    const Geometry g = from_small(small, weight, height, width, stride, padding);
-    expect_tiles(g);
-    const Parameter bias = bias_for(given_bias, g.b);
-    const Tensor big = empty_channels_last({g.samples, g.b, height, width}, small);
-    with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
-        using S = decltype(s);
-        const auto run = [&](auto taps, const Scheme& scheme) {
-            transform<decltype(taps)>(data_of<S>(small), {g.h, g.w, g.a}, data_of<S>(weight), g, data_of<float>(bias),
-                                      mutable_data_of<S>(big), {g.H, g.W, g.b}, scheme, false);
-        };
-        g.height == 4 ? run(TwoTaps(), BIG_BY_FOUR) : run(ThreeTaps(), BIG_BY_THREE);
-    });
-    return big;
+Tensor convolve(const Tensor& big, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding) {
+    return make_small(
+        big, weight, bias, stride, padding, [](auto* in, auto* factor, const float* shift, const Geometry& g, auto* out) {
+            by_kernel(g, SMALL_BY_FOUR, SMALL_BY_THREE, [&](auto taps, const Scheme& scheme) {
+                transform<decltype(taps)>(in, {g.H, g.W, g.b}, factor, g, shift, out, {g.h, g.w, g.a}, scheme, true);
+            });
+        });
 }
 
-Tensor convolution_weight_gradient(const Tensor& given_small, const Tensor& given_big, int64_t height, int64_t width,
-                                   int64_t stride, int64_t padding) {
-    const Tensor small = channels_last(given_small, "small"), big = channels_last(given_big, "big");
-    expect_factors(small, big, stride, padding);
-    expect_match(small.size(0), big.size(0), small, big);
-    const Geometry g = between(small, big.size(1), big.size(2), big.size(3), height, width, stride, padding);
-    expect_tiles(g);
-    const Tensor weight = empty_channels_last({g.a, g.b, height, width}, small);
-    with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
-        using S = decltype(s);
-        const auto run = [&](auto taps, const Scheme& scheme) {
-            to_weight<decltype(taps)>(data_of<S>(small), data_of<S>(big), g, mutable_data_of<S>(weight), scheme);
-        };
-        g.height == 4 ? run(TwoTaps(), SMALL_BY_FOUR) : run(ThreeTaps(), SMALL_BY_THREE);
+Tensor transposed_convolve(const Tensor& small, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding,
+                           int64_t height, int64_t width) {
+    const auto run = [](auto* in, auto* factor, const float* shift, const Geometry& g, auto* out) {
+        by_kernel(g, BIG_BY_FOUR, BIG_BY_THREE, [&](auto taps, const Scheme& scheme) {
+            transform<decltype(taps)>(in, {g.h, g.w, g.a}, factor, g, shift, out, {g.H, g.W, g.b}, scheme, false);
+        });
+    };
+    return make_big(small, weight, bias, stride, padding, height, width, run);
+}
+
+Tensor convolution_weight_gradient(const Tensor& small, const Tensor& big, int64_t height, int64_t width, int64_t stride,
+                                   int64_t padding) {
+    return make_weight(small, big, height, width, stride, padding, [](auto* one, auto* other, const Geometry& g, auto* out) {
+        by_kernel(g, SMALL_BY_FOUR, SMALL_BY_THREE,
+                  [&](auto taps, const Scheme& scheme) { to_weight<decltype(taps)>(one, other, g, out, scheme); });
     });
-    return weight;
 }
 
 }  // namespace

@@ -131,14 +131,16 @@ def _by_op(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
     The weight is read once for both: reading a parametrised one may change it.
     """
-    own, own_weight = x, weight
-    if torch.is_autocast_enabled(x.device.type):
-        own, own_weight = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight))
+    kind = x.device.type
+    lowered = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # which autocast leaves as it is
+    dtype = torch.get_autocast_dtype(kind) if lowered else None
     transforming = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
-    if transforming or recorded or not serves(own, own_weight, conv.transposed):
+    if transforming or recorded or not serves(x, weight, conv.transposed, dtype):
         return _by_torch(conv, x, weight, bias)
-    return convolution(own, own_weight, bias, conv.stride[0], conv.padding[0], 0 if conv.transposed else None)
+    if dtype is not None:
+        x, weight = x.to(dtype), weight.to(dtype)
+    return convolution(x, weight, bias, conv.stride[0], conv.padding[0], 0 if conv.transposed else None)
 
 
 def _by_torch(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

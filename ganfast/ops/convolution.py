@@ -52,13 +52,12 @@ def convolution(
     return found
 
 
-def serves(x: Tensor, weight: Tensor, transposed: bool) -> bool:
-    """Whether a kernel of this op computes with these, and what it gives has the layout that PyTorch's own result would have."""
+def serves(x: Tensor, weight: Tensor, transposed: bool, dtype: torch.dtype | None = None) -> bool:
+    """Whether a kernel of this op computes with these, cast to ``dtype``, and its result lies as PyTorch's own would."""
     last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    on_cpu = library.CPU == "cpp" and x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0
     summed = weight.shape[0] if transposed else weight.shape[1] * weight.shape[3]
-    return (
-        library.CPU == "cpp" and x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0 and last and _fits(x, weight, summed)
-    )
+    return on_cpu and last and _fit(dtype or x.dtype, dtype or weight.dtype, summed)
 
 
 # ---- the three products by PyTorch's own operations
@@ -242,7 +241,7 @@ def _choose_on_cpu(product: Product) -> None:
 
     def chosen(*arguments: Any) -> Tensor:
         first, second = arguments[:2]
-        if not _fits(first, second, product.summed(*arguments)):
+        if not _fit(first.dtype, second.dtype, product.summed(*arguments)):
             return product.reference(*arguments)
         ways = {"tiled": lambda: tiled(*arguments)}
         if not forced:
@@ -265,9 +264,9 @@ def _winograd_applies(
     return even and (*kernel, stride, padding) in ((4, 4, 2, 1), (3, 3, 1, 1)) and list(big) == [stride * n for n in small]
 
 
-def _fits(one: Tensor, other: Tensor, summed: int) -> bool:
-    """Whether the C++ kernel takes factors of these types, in bfloat16 with pairs of numbers to sum over."""
-    return one.dtype == other.dtype and (one.dtype == torch.float32 or (one.dtype == torch.bfloat16 and summed % 2 == 0))
+def _fit(one: torch.dtype, other: torch.dtype, summed: int) -> bool:
+    """Whether the C++ kernels take factors of these types, in bfloat16 with pairs of numbers to sum over."""
+    return one == other and (one == torch.float32 or (one == torch.bfloat16 and summed % 2 == 0))
 
 
 # ---- registration

@@ -117,6 +117,13 @@ def test_what_batch_norm_made_is_not_kept_but_made_again() -> None:
     assert counts[1] == 1 < counts[0]
 
 
+def test_autocast_leaves_float64_alone() -> None:
+    plain, fused = (network.double() for network in networks())
+    x = torch.randn(6, 4, 8, 8, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fused(x), plain(x))
+
+
 @pytest.mark.parametrize("change", ["in place", "data", "parameters", "detached"])
 def test_what_somebody_saw_in_between_is_kept_itself(change: str) -> None:
     """What it was made of would bring back what it was before, or reach past it."""
