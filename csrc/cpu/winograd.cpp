@@ -24,7 +24,7 @@ namespace {
 // ---- the two algorithms along one axis, and what turns gradients back
 
 struct TwoTaps {
-    static constexpr int TAPS = 2, READS = 3, PRODUCTS = 3;
+    static constexpr int TAPS = 2, READS = 3, PRODUCTS = 3, WRITES = 2;
 
     template <typename T>
     static GANFAST_INLINE void read(const T* s, T* v) {
@@ -57,7 +57,7 @@ struct TwoTaps {
 };
 
 struct ThreeTaps {
-    static constexpr int TAPS = 3, READS = 4, PRODUCTS = 4;
+    static constexpr int TAPS = 3, READS = 4, PRODUCTS = 4, WRITES = 2;
 
     template <typename T>
     static GANFAST_INLINE void read(const T* s, T* v) {
@@ -136,42 +136,39 @@ GANFAST_INLINE void along_both(const Floats (&in)[IN][IN], const Step& step, Flo
 }
 
 // The channels from c on of IN x IN runs after `step` along both axes, + bias, into OUT x OUT runs.
-template <int IN, int OUT, typename S, typename O, typename Step>
+template <typename How, int IN, int OUT, typename S, typename O, typename Step>
 GANFAST_INLINE void transform_some(const S* const* in, const Step& step, const float* bias, O* const* out, int64_t c, int64_t n) {
     Floats given[IN][IN], made[OUT][OUT], b{};
     if (bias) load(bias + c, n, b);
 #pragma GCC unroll 16
-    for (int i = 0; i < IN * IN; ++i) load(in[i] + c, n, given[i / IN][i % IN]);
+    for (int i = 0; i < IN * IN; ++i) How::load(in[i] + c, n, given[i / IN][i % IN]);
     along_both(given, step, made);
 #pragma GCC unroll 16
-    for (int i = 0; i < OUT * OUT; ++i) save(made[i / OUT][i % OUT] + b, n, out[i] + c);
+    for (int i = 0; i < OUT * OUT; ++i) How::save(made[i / OUT][i % OUT] + b, n, out[i] + c);
 }
 
-template <int IN, int OUT, typename S, typename O, typename Step>
+template <typename How, int IN, int OUT, typename S, typename O, typename Step>
 GANFAST_INLINE void transform_all(const S* const* in, const Step& step, const float* bias, O* const* out, int64_t channels) {
     int64_t c = 0;
-    for (; c + WIDTH<float> <= channels; c += WIDTH<float>) transform_some<IN, OUT>(in, step, bias, out, c, WIDTH<float>);
-    if (c < channels) transform_some<IN, OUT>(in, step, bias, out, c, channels - c);
+    for (; c + WIDTH<float> <= channels; c += WIDTH<float>) transform_some<How, IN, OUT>(in, step, bias, out, c, WIDTH<float>);
+    if (c < channels) transform_some<How, IN, OUT>(in, step, bias, out, c, channels - c);
 }
 
-#define GANFAST_TRANSFORM(name, IN, OUT)                                                                    \
-    template <typename F, typename S, typename O>                                                           \
-    GANFAST_SIMD void name(const S* const* in, const float* bias, O* const* out, int64_t channels) {        \
-        const auto step = [](const Floats* a, Floats* b) __attribute__((always_inline)) { F::name(a, b); }; \
-        transform_all<F::IN, OUT>(in, step, bias, out, channels);                                           \
-    }
+// name(first, F(), in, bias, out, channels), where `first` is any of the pointers, by whose type versions differ
+#define GANFAST_TRANSFORM(name, IN, OUT)                                                                                   \
+    template <typename How, typename T, typename F, typename S, typename O>                                                \
+    GANFAST_INLINE void name##_loop(const T*, F, const S* const* in, const float* bias, O* const* out, int64_t channels) { \
+        const auto step = [](const Floats* a, Floats* b) __attribute__((always_inline)) { F::name(a, b); };                \
+        transform_all<How, F::IN, OUT>(in, step, bias, out, channels);                                                     \
+    }                                                                                                                      \
+    GANFAST_VERSIONS(name)
 
 GANFAST_TRANSFORM(read, READS, F::PRODUCTS)
 GANFAST_TRANSFORM(weigh, TAPS, F::PRODUCTS)
-GANFAST_TRANSFORM(write, PRODUCTS, 2)
+GANFAST_TRANSFORM(write, PRODUCTS, F::WRITES)
 GANFAST_TRANSFORM(weigh_back, PRODUCTS, F::TAPS)
+GANFAST_TRANSFORM(write_back, WRITES, F::PRODUCTS)
 #undef GANFAST_TRANSFORM
-
-template <typename F, typename S, typename O>
-GANFAST_SIMD void write_back(const S* const* in, O* const* out, int64_t channels) {
-    const auto step = [](const Floats* a, Floats* b) __attribute__((always_inline)) { F::write_back(a, b); };
-    transform_all<2, F::PRODUCTS>(in, step, nullptr, out, channels);
-}
 
 // ---- all of it
 
@@ -222,11 +219,15 @@ public:
     template <typename S>
     void reads(const Place& at, int64_t pair, const S* in, const S* nothing, const S** lines) const {
         const Lane &rows = scheme.lanes[pair / lanes], &columns = scheme.lanes[pair % lanes];
-        for (int64_t j = 0; j < READS * READS; ++j) {
-            const int64_t y = scheme.in_base * at.y + rows.first + scheme.in_step * (j / READS);
-            const int64_t x = scheme.in_base * at.x + columns.first + scheme.in_step * (j % READS);
-            const bool inside = y >= 0 && y < from.height && x >= 0 && x < from.width;
-            lines[j] = inside ? in + from.offset(at.n, y, x) : nothing;
+        const int64_t first = scheme.in_base * at.x + columns.first;
+        for (int64_t i = 0; i < READS; ++i, lines += READS) {
+            const int64_t y = scheme.in_base * at.y + rows.first + scheme.in_step * i;
+            const bool inside = y >= 0 && y < from.height;
+            const S* const row = in + from.offset(at.n, y, 0);
+            for (int64_t j = 0; j < READS; ++j) {
+                const int64_t x = first + scheme.in_step * j;
+                lines[j] = inside && x >= 0 && x < from.width ? row + x * from.channels : nothing;
+            }
         }
     }
 
@@ -277,7 +278,7 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
                     taps[i] = first + a * g.columns() + (y.taps[i / T] * g.width + x.taps[i % T]) * g.b;
                 }
                 for (int64_t i = 0; i < P * P; ++i) products[i] = weighed + a * part.columns() + (term * P * P + i) * part.b;
-                weigh<F>(taps, nullptr, products, part.b);
+                weigh(products[0], F(), taps, nullptr, products, part.b);
             }
         }
         for (int64_t product = 0; product < P * P; ++product) {
@@ -307,7 +308,7 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
                 S* products[P * P];
                 tiles.reads(at, phase * terms + term, in, zeros.data(), pixels);
                 for (int64_t j = 0; j < P * P; ++j) products[j] = transformed + ((i * terms + term) * P * P + j) * from.channels;
-                read<F>(pixels, nullptr, products, from.channels);
+                read(products[0], F(), pixels, nullptr, products, from.channels);
             }
             tiles.writes(at, phase * terms, out, written.data() + i * 4);
         }
@@ -331,7 +332,7 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
                     S* places[4];
                     for (int64_t j = 0; j < P * P; ++j) sums[j] = products[j] + r * tile.columns;
                     for (int64_t j = 0; j < 4; ++j) places[j] = written[(begin + r) * 4 + j] + column;
-                    write<F>(sums, bias ? bias + column : nullptr, places, width);
+                    write(places[0], F(), sums, bias ? bias + column : nullptr, places, width);
                 }
             }
         }
@@ -366,7 +367,7 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
                 S* products[P * P];
                 if (number < tiles.count) tiles.writes(tiles.place(number), 0, small, pixels);
                 for (int64_t j = 0; j < P * P; ++j) products[j] = turned + (i * P * P + j) * g.a;
-                write_back<F>(pixels, products, g.a);
+                write_back(products[0], F(), pixels, nullptr, products, g.a);
             }
             for (int64_t product = 0; product < P * P; ++product) {
                 const S *one = turned + product * g.a, *other = turned + ((N - 1) * P * P + product) * g.a;
@@ -397,7 +398,7 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
                 std::fill_n(pixels, F::READS * F::READS, zeros.data());
                 if (number < tiles.count) tiles.reads(tiles.place(number), slice / cuts, big + column, zeros.data(), pixels);
                 for (int64_t j = 0; j < P * P; ++j) products[j] = read_of[i][j];
-                read<F>(pixels, nullptr, products, width);
+                read(products[0], F(), pixels, nullptr, products, width);
             }
             for (int64_t j = 0; j < P * P; ++j) {
                 interleave(read_of[0][j], read_of[N - 1][j], width, panels + j * panel_bytes + k * tile.columns * WORD);
@@ -426,7 +427,7 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
             for (int64_t j = 0; j < T * T; ++j) {
                 taps[j] = weight + a * g.columns() + (y.taps[j / T] * g.width + x.taps[j % T]) * g.b + column;
             }
-            weigh_back<F>(products, nullptr, taps, width);
+            weigh_back(taps[0], F(), products, nullptr, taps, width);
         }
     };
     for_each_task(groups, [&](int64_t group) {
