@@ -75,13 +75,16 @@ GANFAST_INLINE void save(const V& from, int64_t n, S* to) {
     for (int64_t lane = 0; lane < n; ++lane) to[lane] = static_cast<S>(from[lane]);
 }
 
-// Rounded to the nearest, ties to even.
-GANFAST_INLINE void save(const Floats& from, int64_t n, BFloat16* to) {
+// As bfloat16, rounded to the nearest, ties to even.
+GANFAST_INLINE Words rounded(const Floats& from) {
     Words bits;
     copy(&from, bits);
     const Words nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    const Words kept = from == from ? nearest : Words{} + 0x7fc0;
-    const Halves halves = __builtin_convertvector(kept, Halves);
+    return from == from ? nearest : Words{} + 0x7fc0;
+}
+
+GANFAST_INLINE void save(const Floats& from, int64_t n, BFloat16* to) {
+    const Halves halves = __builtin_convertvector(rounded(from), Halves);
     if (n == WIDTH<float>) {
         std::memcpy(static_cast<void*>(to), &halves, sizeof halves);
     } else {
@@ -121,6 +124,11 @@ struct Native {
             ganfast::save(from, n, to);
         }
     }
+    static GANFAST_INLINE Words rounded(const Floats& from) {
+        Halves halves;
+        asm("vcvtneps2bf16 %1, %0" : "=v"(halves) : "v"(from));
+        return __builtin_convertvector(halves, Words);
+    }
 };
 #endif
 
@@ -133,6 +141,7 @@ struct Anywhere {
     static GANFAST_INLINE void save(const V& from, int64_t n, S* to) {
         ganfast::save(from, n, to);
     }
+    static GANFAST_INLINE Words rounded(const Floats& from) { return ganfast::rounded(from); }
 };
 
 // name(first, ...) for a pointer to S first of all, by loops that are written once: name_loop<How>(first, ...).

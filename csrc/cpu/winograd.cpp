@@ -167,8 +167,47 @@ GANFAST_TRANSFORM(read, READS, F::PRODUCTS)
 GANFAST_TRANSFORM(weigh, TAPS, F::PRODUCTS)
 GANFAST_TRANSFORM(write, PRODUCTS, F::WRITES)
 GANFAST_TRANSFORM(weigh_back, PRODUCTS, F::TAPS)
-GANFAST_TRANSFORM(write_back, WRITES, F::PRODUCTS)
 #undef GANFAST_TRANSFORM
+
+// out[j] = words of the channels of N such results, one of each, with IN x IN runs of S for each of them in `in`
+template <typename How, int IN, int OUT, typename S, typename Step>
+GANFAST_INLINE void join_some(const S* const* in, const Step& step, char* const* out, int64_t c, int64_t n) {
+    constexpr int N = PER_WORD<S>;
+    Floats made[N][OUT][OUT];
+    for (int k = 0; k < N; ++k) {
+        Floats given[IN][IN];
+#pragma GCC unroll 16
+        for (int i = 0; i < IN * IN; ++i) How::load(in[k * IN * IN + i] + c, n, given[i / IN][i % IN]);
+        along_both(given, step, made[k]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < OUT * OUT; ++i) {
+        const Floats &first = made[0][i / OUT][i % OUT], &last = made[N - 1][i / OUT][i % OUT];
+        Words words;
+        if constexpr (N == 1) {
+            copy(&first, words);
+        } else {
+            words = How::rounded(first) | How::rounded(last) << 16;
+        }
+        std::memcpy(out[i] + c * WORD, &words, n * WORD);
+    }
+}
+
+// name(in[0], F(), in, out, channels)
+#define GANFAST_JOIN(name, step_of, IN)                                                                        \
+    template <typename How, typename S, typename F>                                                            \
+    GANFAST_INLINE void name##_loop(const S*, F, const S* const* in, char* const* out, int64_t channels) {     \
+        const auto step = [](const Floats* a, Floats* b) __attribute__((always_inline)) { F::step_of(a, b); }; \
+        int64_t c = 0;                                                                                         \
+        for (; c + WIDTH<float> <= channels; c += WIDTH<float>)                                                \
+            join_some<How, F::IN, F::PRODUCTS>(in, step, out, c, WIDTH<float>);                                \
+        if (c < channels) join_some<How, F::IN, F::PRODUCTS>(in, step, out, c, channels - c);                  \
+    }                                                                                                          \
+    GANFAST_VERSIONS(name)
+
+GANFAST_JOIN(read_words, read, READS)
+GANFAST_JOIN(write_back_words, write_back, WRITES)
+#undef GANFAST_JOIN
 
 // ---- all of it
 
@@ -182,6 +221,10 @@ public:
 private:
     Scratch memory_;
 };
+
+// At least so many bytes apart, rows that are read together do not evict each other from the nearest cache, as they would if they
+// lay a multiple of 4 KB apart: an odd number of lines.
+inline int64_t staggered(int64_t bytes) { return (ceil_div(bytes, 64) | 1) * 64; }
 
 constexpr int64_t CACHED = 3 << 17;  // bytes of transformed inputs that stay in the second-level cache beside the panels
 
@@ -293,7 +336,7 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
     });
 
     const Tiles<F::READS> tiles(scheme, from, to, g.samples);
-    const int64_t bytes_each = P * P * terms * from.channels * static_cast<int64_t>(sizeof(S));
+    const int64_t bytes_each = staggered(P * P * terms * from.channels * sizeof(S)), apart = bytes_each / sizeof(S);
     const int64_t step = std::clamp<int64_t>(CACHED / bytes_each / tile.rows, 1, 4) * tile.rows;
     const Zeros<S> zeros(from.channels);
     for_each_task(ceil_div(tiles.count, step) * phases, [&](int64_t task) {
@@ -307,7 +350,7 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
                 const S* pixels[F::READS * F::READS];
                 S* products[P * P];
                 tiles.reads(at, phase * terms + term, in, zeros.data(), pixels);
-                for (int64_t j = 0; j < P * P; ++j) products[j] = transformed + ((i * terms + term) * P * P + j) * from.channels;
+                for (int64_t j = 0; j < P * P; ++j) products[j] = transformed + i * apart + (term * P * P + j) * from.channels;
                 read(products[0], F(), pixels, nullptr, products, from.channels);
             }
             tiles.writes(at, phase * terms, out, written.data() + i * 4);
@@ -321,8 +364,8 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
                     for (int64_t term = 0; term < terms; ++term) {
                         for (int64_t r = 0; r < tile.rows; ++r) {
                             const int64_t i = std::min(begin + r, count - 1);
-                            lines[term * tile.rows + r] = reinterpret_cast<const char*>(
-                                transformed + ((i * terms + term) * P * P + product) * from.channels);
+                            lines[term * tile.rows + r] =
+                                reinterpret_cast<const char*>(transformed + i * apart + (term * P * P + product) * from.channels);
                         }
                     }
                     tile.multiply(lines, terms, words, WORD, packed_for(phase, panel, product), products[product]);
@@ -339,8 +382,9 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
     });
 }
 
-constexpr int64_t BLOCK = 64;      // words of tiles that are summed over before the next ones
-constexpr int64_t NEAR = 1 << 18;  // sums of slices that go through the tiles together
+constexpr int64_t SPANNED = 1 << 23;  // bytes of small, turned back, that stay in the last-level cache
+constexpr int64_t BLOCK = 128;        // words of tiles that are summed over before the next ones
+constexpr int64_t NEAR = 1 << 18;     // sums of slices that go through the tiles together
 
 // weight = small, turned back to products, times big, read, summed over tiles and weighed back
 template <typename F, typename S>
@@ -348,71 +392,56 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
     constexpr int64_t P = F::PRODUCTS, T = F::TAPS, N = PER_WORD<S>;
     const Tile& tile = tile_for(N == 2);
     const Tiles<F::READS> tiles(scheme, {g.H, g.W, g.b}, {g.h, g.w, g.a}, g.samples);
-    const int64_t words = ceil_div(tiles.count, N), heights = ceil_div(g.a, tile.rows), height_bytes = tile.rows * WORD;
+    const int64_t words = ceil_div(tiles.count, N), heights = ceil_div(g.a, tile.rows);
     const Zeros<S> zeros(std::max(g.a, g.b));
 
-    // small as [product][block][tile of channels][word][channel]
-    const Scratch packed(P * P * words * heights * height_bytes);
-    const auto packed_for = [&](int64_t product, int64_t first) {
-        return packed.bytes() + (product * words + first) * heights * height_bytes;
+    // small as [product][word][channel], of a span of words at a time, so that it stays in the last cache
+    const int64_t row_bytes = staggered(heights * tile.rows * WORD);
+    const int64_t span = std::min(words, ceil_div(SPANNED / (P * P * row_bytes), BLOCK) * BLOCK + BLOCK);
+    const Scratch packed(P * P * span * row_bytes);
+    const auto packed_for = [&](int64_t product, int64_t word) {
+        return packed.bytes() + (product * span + word % span) * row_bytes;
     };
-    for_each_task(ceil_div(words, BLOCK), [&](int64_t block) {
-        const int64_t first = block * BLOCK, length = std::min(BLOCK, words - first);
-        const Scratch memory(N * P * P * g.a * sizeof(S));  // [tile of a word][product][channel]
-        S* const turned = reinterpret_cast<S*>(memory.bytes());
-        for (int64_t k = 0; k < length; ++k) {
-            for (int64_t i = 0; i < N; ++i) {
-                const int64_t number = (first + k) * N + i;
-                const S* pixels[4] = {zeros.data(), zeros.data(), zeros.data(), zeros.data()};
-                S* products[P * P];
-                if (number < tiles.count) tiles.writes(tiles.place(number), 0, small, pixels);
-                for (int64_t j = 0; j < P * P; ++j) products[j] = turned + (i * P * P + j) * g.a;
-                write_back(products[0], F(), pixels, nullptr, products, g.a);
-            }
-            for (int64_t product = 0; product < P * P; ++product) {
-                const S *one = turned + product * g.a, *other = turned + ((N - 1) * P * P + product) * g.a;
-                for (int64_t height = 0; height < heights; ++height) {
-                    const int64_t a = height * tile.rows, rows = std::min(tile.rows, g.a - a);
-                    char* const to = packed_for(product, first) + (height * length + k) * height_bytes;
-                    interleave(one + a, other + a, rows, to);
-                    std::memset(to + rows * WORD, 0, (tile.rows - rows) * WORD);
-                }
-            }
+    const auto turn = [&](int64_t word) {
+        const S* pixels[N * 4];
+        char* products[P * P];
+        std::fill_n(pixels, N * 4, zeros.data());
+        for (int64_t i = 0; i < N; ++i) {
+            if (word * N + i < tiles.count) tiles.writes(tiles.place(word * N + i), 0, small, pixels + i * 4);
         }
-    });
+        for (int64_t j = 0; j < P * P; ++j) products[j] = packed_for(j, word);
+        write_back_words(pixels[0], F(), pixels, products, g.a);
+    };
 
     // A slice is a pair of lanes and a panel of big's channels. Some go through the tiles together, so that what they share of
     // small is read from a near cache.
     const int64_t cuts = ceil_div(g.b, tile.columns), slices = tiles.lanes * tiles.lanes * cuts;
-    const int64_t sums_each = heights * tile.rows * tile.columns, panel_bytes = BLOCK * tile.columns * WORD;
+    const int64_t sums_each = heights * tile.rows * tile.columns, panel_bytes = staggered(BLOCK * tile.columns * WORD);
     const int64_t near = std::max<int64_t>(1, NEAR / (P * P * sums_each));
     const int64_t groups = std::min<int64_t>(slices, std::max<int64_t>(torch::stable::get_num_threads(), slices / near));
     const auto pack = [&](int64_t slice, int64_t first, int64_t length, char* panels) {
+        constexpr int64_t R = F::READS * F::READS;
         const int64_t column = slice % cuts * tile.columns, width = std::min(tile.columns, g.b - column);
         for (int64_t k = 0; k < length; ++k) {
-            S read_of[N][P * P][MOST_COLUMNS];
+            const S* pixels[N * R];
+            char* products[P * P];
+            std::fill_n(pixels, N * R, zeros.data());
             for (int64_t i = 0; i < N; ++i) {
                 const int64_t number = (first + k) * N + i;
-                const S* pixels[F::READS * F::READS];
-                S* products[P * P];
-                std::fill_n(pixels, F::READS * F::READS, zeros.data());
-                if (number < tiles.count) tiles.reads(tiles.place(number), slice / cuts, big + column, zeros.data(), pixels);
-                for (int64_t j = 0; j < P * P; ++j) products[j] = read_of[i][j];
-                read(products[0], F(), pixels, nullptr, products, width);
+                if (number < tiles.count)
+                    tiles.reads(tiles.place(number), slice / cuts, big + column, zeros.data(), pixels + i * R);
             }
-            for (int64_t j = 0; j < P * P; ++j) {
-                interleave(read_of[0][j], read_of[N - 1][j], width, panels + j * panel_bytes + k * tile.columns * WORD);
-            }
+            for (int64_t j = 0; j < P * P; ++j) products[j] = panels + j * panel_bytes + k * tile.columns * WORD;
+            read_words(pixels[0], F(), pixels, products, width);
         }
     };
     const auto multiply = [&](int64_t first, int64_t length, const char* panels, float* sums) {
         for (int64_t product = 0; product < P * P; ++product) {
-            const char* of_small = packed_for(product, first);
-            for (int64_t height = 0; height < heights; ++height, of_small += length * height_bytes) {
+            for (int64_t height = 0; height < heights; ++height) {
                 const char* lines[MOST_ROWS];
-                for (int64_t r = 0; r < tile.rows; ++r) lines[r] = of_small + r * WORD;
+                for (int64_t r = 0; r < tile.rows; ++r) lines[r] = packed_for(product, first) + (height * tile.rows + r) * WORD;
                 alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
-                tile.multiply(lines, 1, length, height_bytes, panels + product * panel_bytes, found);
+                tile.multiply(lines, 1, length, row_bytes, panels + product * panel_bytes, found);
                 add(found, sums + product * sums_each + height * tile.rows * tile.columns, tile.rows * tile.columns);
             }
         }
@@ -430,21 +459,30 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
             weigh_back(taps[0], F(), products, nullptr, taps, width);
         }
     };
-    for_each_task(groups, [&](int64_t group) {
-        const int64_t begin = group * slices / groups, end = (group + 1) * slices / groups;
-        const Scratch memory((end - begin) * P * P * sums_each * sizeof(float)), panels(P * P * panel_bytes);
-        std::fill_n(memory.floats(), (end - begin) * P * P * sums_each, 0.0f);
-        std::memset(panels.bytes(), 0, P * P * panel_bytes);
-        const auto sums_of = [&](int64_t slice) { return memory.floats() + (slice - begin) * P * P * sums_each; };
-        for (int64_t first = 0; first < words; first += BLOCK) {
-            const int64_t length = std::min(BLOCK, words - first);
-            for (int64_t slice = begin; slice < end; ++slice) {
-                pack(slice, first, length, panels.bytes());
-                multiply(first, length, panels.bytes(), sums_of(slice));
+    const int64_t slice_sums = P * P * sums_each;
+    const Scratch lasting(span < words ? slices * slice_sums * sizeof(float) : 0);
+    for (int64_t start = 0; start < words; start += span) {
+        const int64_t stop = std::min(words, start + span);
+        for_each_task(ceil_div(stop - start, BLOCK), [&](int64_t block) {
+            const int64_t first = start + block * BLOCK;
+            for (int64_t word = first; word < std::min(stop, first + BLOCK); ++word) turn(word);
+        });
+        for_each_task(groups, [&](int64_t group) {
+            const int64_t begin = group * slices / groups, end = (group + 1) * slices / groups;
+            const Scratch own(span < words ? 0 : (end - begin) * slice_sums * sizeof(float)), panels(P * P * panel_bytes);
+            float* const sums = span < words ? lasting.floats() + begin * slice_sums : own.floats();
+            if (start == 0) std::fill_n(sums, (end - begin) * slice_sums, 0.0f);
+            std::memset(panels.bytes(), 0, P * P * panel_bytes);
+            for (int64_t first = start; first < stop; first += BLOCK) {
+                const int64_t length = std::min(BLOCK, stop - first);
+                for (int64_t slice = begin; slice < end; ++slice) {
+                    pack(slice, first, length, panels.bytes());
+                    multiply(first, length, panels.bytes(), sums + (slice - begin) * slice_sums);
+                }
             }
-        }
-        for (int64_t slice = begin; slice < end; ++slice) finish(slice, sums_of(slice));
-    });
+            for (int64_t slice = begin; slice < end && stop == words; ++slice) finish(slice, sums + (slice - begin) * slice_sums);
+        });
+    }
 }
 
 // ---- ops
