@@ -87,16 +87,22 @@ int64_t words_of(int64_t channels) {
 // panel[k][c] = the words k of row c, for `rows` of them; the other columns are zero
 template <typename S>
 void pack_rows(const S* const* lines, int64_t rows, int64_t words, int64_t columns, char* panel) {
-    for (int64_t k = 0; k < words; ++k, panel += columns * WORD) {
-        for (int64_t c = 0; c < rows; ++c) std::memcpy(panel + c * WORD, lines[c] + k * PER_WORD<S>, WORD);
-        std::memset(panel + rows * WORD, 0, (columns - rows) * WORD);
+    constexpr int64_t NEAR = 16;  // words in a line of the cache, which is read once
+    for (int64_t first = 0; first < words; first += NEAR) {
+        const int64_t end = std::min(words, first + NEAR);
+        for (int64_t c = 0; c < rows; ++c) {
+            for (int64_t k = first; k < end; ++k) {
+                std::memcpy(panel + (k * columns + c) * WORD, lines[c] + k * PER_WORD<S>, WORD);
+            }
+        }
+        for (int64_t k = first; k < end; ++k) std::memset(panel + (k * columns + rows) * WORD, 0, (columns - rows) * WORD);
     }
 }
 
 // panel[c] = the word of first[c] and, where there are two numbers in one, second[c]
-inline void interleave(const float* first, const float*, int64_t n, char* panel) { std::memcpy(panel, first, n * WORD); }
+GANFAST_INLINE void interleave(const float* first, const float*, int64_t n, char* panel) { std::memcpy(panel, first, n * WORD); }
 
-inline void interleave(const BFloat16* first, const BFloat16* second, int64_t n, char* panel) {
+GANFAST_INLINE void interleave(const BFloat16* first, const BFloat16* second, int64_t n, char* panel) {
     const auto *low = reinterpret_cast<const uint16_t*>(first), *high = reinterpret_cast<const uint16_t*>(second);
     auto* words = reinterpret_cast<uint32_t*>(panel);
 #pragma omp simd
@@ -126,8 +132,8 @@ void pack_for_small(const S* weight, const Geometry& g, const std::vector<int64_
 
 // What is summed over are A's channels, and B's are the columns.
 template <typename S>
-void pack_for_big(const S* weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels, int64_t panel,
-                  char* packed) {
+GANFAST_SIMD void pack_for_big(const S* weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels,
+                               int64_t panel, char* packed) {
     const int64_t first = panel * panels.columns, columns = std::min(panels.columns, g.b - first);
     for (const int64_t tap : taps) {
         const S* row = weight + tap * g.b + first;

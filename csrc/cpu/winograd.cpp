@@ -337,11 +337,13 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
 
     const Tiles<F::READS> tiles(scheme, from, to, g.samples);
     const int64_t bytes_each = staggered(P * P * terms * from.channels * sizeof(S)), apart = bytes_each / sizeof(S);
-    const int64_t step = std::clamp<int64_t>(CACHED / bytes_each / tile.rows, 1, 4) * tile.rows;
+    const int64_t rows = ceil_div(tiles.count, tile.rows), most = std::clamp<int64_t>(CACHED / bytes_each / tile.rows, 1, 4);
+    const int64_t blocks = ceil_div(rows, most);
     const Zeros<S> zeros(from.channels);
-    for_each_task(ceil_div(tiles.count, step) * phases, [&](int64_t task) {
-        const int64_t phase = task % phases, first = task / phases * step, count = std::min(step, tiles.count - first);
-        const Scratch memory(step * bytes_each);  // [tile][term][product][channel]
+    for_each_task(blocks * phases, [&](int64_t task) {
+        const int64_t phase = task % phases, block = task / phases, first = block * rows / blocks * tile.rows;
+        const int64_t count = std::min((block + 1) * rows / blocks * tile.rows, tiles.count) - first;
+        const Scratch memory(count * bytes_each);  // [tile][term][product][channel]
         S* const transformed = reinterpret_cast<S*>(memory.bytes());
         std::vector<S*> written(count * 4);
         for (int64_t i = 0; i < count; ++i) {
@@ -384,7 +386,7 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
 
 constexpr int64_t SPANNED = 1 << 23;  // bytes of small, turned back, that stay in the last-level cache
 constexpr int64_t BLOCK = 128;        // words of tiles that are summed over before the next ones
-constexpr int64_t NEAR = 1 << 18;     // sums of slices that go through the tiles together
+constexpr int64_t TOGETHER = 4;       // slices
 
 // weight = small, turned back to products, times big, read, summed over tiles and weighed back
 template <typename F, typename S>
@@ -413,12 +415,13 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
         write_back_words(pixels[0], F(), pixels, products, g.a);
     };
 
-    // A slice is a pair of lanes and a panel of big's channels. Some go through the tiles together, so that what they share of
-    // small is read from a near cache.
+    // A slice is a pair of lanes and a panel of big's channels. A few go through the tiles together, so that a part of small is
+    // read once for all of them.
     const int64_t cuts = ceil_div(g.b, tile.columns), slices = tiles.lanes * tiles.lanes * cuts;
-    const int64_t sums_each = heights * tile.rows * tile.columns, panel_bytes = staggered(BLOCK * tile.columns * WORD);
-    const int64_t near = std::max<int64_t>(1, NEAR / (P * P * sums_each));
-    const int64_t groups = std::min<int64_t>(slices, std::max<int64_t>(torch::stable::get_num_threads(), slices / near));
+    const int64_t threads = torch::stable::get_num_threads(),
+                  groups = std::min(slices, std::max(threads, ceil_div(slices, TOGETHER)));
+    const int64_t sums_each = heights * tile.rows * tile.columns, slice_sums = P * P * sums_each;
+    const int64_t panel_bytes = staggered(BLOCK * tile.columns * WORD), slice_panels = P * P * panel_bytes;
     const auto pack = [&](int64_t slice, int64_t first, int64_t length, char* panels) {
         constexpr int64_t R = F::READS * F::READS;
         const int64_t column = slice % cuts * tile.columns, width = std::min(tile.columns, g.b - column);
@@ -435,14 +438,17 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
             read_words(pixels[0], F(), pixels, products, width);
         }
     };
-    const auto multiply = [&](int64_t first, int64_t length, const char* panels, float* sums) {
+    const auto multiply = [&](int64_t first, int64_t length, const char* panels, int64_t count, float* sums) {
         for (int64_t product = 0; product < P * P; ++product) {
             for (int64_t height = 0; height < heights; ++height) {
                 const char* lines[MOST_ROWS];
                 for (int64_t r = 0; r < tile.rows; ++r) lines[r] = packed_for(product, first) + (height * tile.rows + r) * WORD;
-                alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
-                tile.multiply(lines, 1, length, row_bytes, panels + product * panel_bytes, found);
-                add(found, sums + product * sums_each + height * tile.rows * tile.columns, tile.rows * tile.columns);
+                for (int64_t slice = 0; slice < count; ++slice) {
+                    alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
+                    tile.multiply(lines, 1, length, row_bytes, panels + slice * slice_panels + product * panel_bytes, found);
+                    float* const to = sums + slice * slice_sums + product * sums_each + height * tile.rows * tile.columns;
+                    add(found, to, tile.rows * tile.columns);
+                }
             }
         }
     };
@@ -459,7 +465,6 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
             weigh_back(taps[0], F(), products, nullptr, taps, width);
         }
     };
-    const int64_t slice_sums = P * P * sums_each;
     const Scratch lasting(span < words ? slices * slice_sums * sizeof(float) : 0);
     for (int64_t start = 0; start < words; start += span) {
         const int64_t stop = std::min(words, start + span);
@@ -469,16 +474,17 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
         });
         for_each_task(groups, [&](int64_t group) {
             const int64_t begin = group * slices / groups, end = (group + 1) * slices / groups;
-            const Scratch own(span < words ? 0 : (end - begin) * slice_sums * sizeof(float)), panels(P * P * panel_bytes);
+            const Scratch own(span < words ? 0 : (end - begin) * slice_sums * sizeof(float)),
+                panels((end - begin) * slice_panels);
             float* const sums = span < words ? lasting.floats() + begin * slice_sums : own.floats();
             if (start == 0) std::fill_n(sums, (end - begin) * slice_sums, 0.0f);
-            std::memset(panels.bytes(), 0, P * P * panel_bytes);
+            std::memset(panels.bytes(), 0, (end - begin) * slice_panels);
             for (int64_t first = start; first < stop; first += BLOCK) {
                 const int64_t length = std::min(BLOCK, stop - first);
                 for (int64_t slice = begin; slice < end; ++slice) {
-                    pack(slice, first, length, panels.bytes());
-                    multiply(first, length, panels.bytes(), sums + (slice - begin) * slice_sums);
+                    pack(slice, first, length, panels.bytes() + (slice - begin) * slice_panels);
                 }
+                multiply(first, length, panels.bytes(), end - begin, sums);
             }
             for (int64_t slice = begin; slice < end && stop == words; ++slice) finish(slice, sums + (slice - begin) * slice_sums);
         });
