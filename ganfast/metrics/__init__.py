@@ -2,5 +2,6 @@
 
 from ganfast.metrics.frechet import frechet_distance, frechet_distance_from_features
 from ganfast.metrics.modes import mode_coverage
+from ganfast.metrics.statistics import FeatureStatistics
 
-__all__ = ["frechet_distance", "frechet_distance_from_features", "mode_coverage"]
+__all__ = ["FeatureStatistics", "frechet_distance", "frechet_distance_from_features", "mode_coverage"]

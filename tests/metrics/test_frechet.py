@@ -104,6 +104,24 @@ def _two_bases(size: int) -> list[tuple[Array, NDArray[np.int64]]]:
     return [(rotation(size, 1), np.arange(size)), (rotation(size, 2), rng(3).permutation(size))]
 
 
+@pytest.mark.parametrize("condition", [1e2, 1e6, 1e12])
+@pytest.mark.parametrize("size", [30, 200])
+def test_pairs_that_do_not_commute_with_a_known_optimal_map(size: int, condition: float) -> None:
+    # S2 = T S1 T for T symmetric and positive: the optimal transport map is T, and tr (S1 S2)^(1/2) = tr (S1 T)
+    axes, other = rotation(size, 1), rotation(size, 2)
+    first = symmetric(axes * np.logspace(0, -np.log10(condition), size) @ axes.T)
+    way = symmetric(other * np.linspace(0.5, 2.0, size) @ other.T)
+    second = symmetric(way @ first @ way)
+    expected = np.trace(first) + np.trace(second) - 2 * np.trace(first @ way)
+    # rounding moves an entry of S1 by eps, and a root of an eigenvalue of 1e-12 by 1e6 times as much
+    tolerance = 1e-9 if condition < 1e12 else 1e-7
+    assert frechet_distance(np.zeros(size), first, np.zeros(size), second) == pytest.approx(expected, rel=tolerance)
+
+
+def symmetric(matrix: Array) -> Array:
+    return (matrix + matrix.T) / 2
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1e20])
 def test_units_scale_out(scale: float) -> None:
     cov1, cov2, mu = covariance(10, 50, 1), covariance(10, 50, 2), rng(3).standard_normal(10)
@@ -140,16 +158,98 @@ def test_fewer_samples_than_features_are_fine() -> None:
     assert frechet_distance_from_features(x, y) == pytest.approx(expected, rel=1e-10)
 
 
-def test_types_mix_and_graphs_are_ignored() -> None:
+def test_arrays_give_floats_and_so_do_constants() -> None:
     cov, mu = covariance(6, 50, 1), rng(2).standard_normal(6)
     expected = frechet_distance(mu, cov, -mu, cov)
-    mixed = frechet_distance(torch.from_numpy(mu).requires_grad_(), torch.from_numpy(cov), -mu, cov)
-    assert mixed == expected
+    assert type(expected) is float
+    mixed = frechet_distance(torch.from_numpy(mu), torch.from_numpy(cov), -mu, cov)
+    assert type(mixed) is float and mixed == expected
+    with torch.no_grad():
+        assert type(frechet_distance(torch.from_numpy(mu).requires_grad_(), cov, -mu, cov)) is float
     read_only = cov.copy()
     read_only.flags.writeable = False
     assert frechet_distance(mu, read_only, -mu, cov) == expected
     single = [array.astype(np.float32) for array in (mu, cov, -mu, cov)]
     assert frechet_distance(*single) == pytest.approx(expected, rel=1e-5)
+
+
+# ---- as a loss
+
+
+def variable(array: Array) -> torch.Tensor:
+    return torch.from_numpy(array).requires_grad_()
+
+
+def from_symmetric(mu1: torch.Tensor, cov1: torch.Tensor, mu2: torch.Tensor, cov2: torch.Tensor) -> torch.Tensor:
+    """gradcheck moves one entry of a covariance alone."""
+    distance: torch.Tensor = frechet_distance(mu1, (cov1 + cov1.T) / 2, mu2, (cov2 + cov2.T) / 2)
+    return distance
+
+
+def test_gradients_by_statistics() -> None:
+    inputs = [variable(rng(1).standard_normal(5)), variable(covariance(5, 20, 1))]
+    inputs += [variable(rng(2).standard_normal(5)), variable(covariance(5, 20, 3))]
+    distance = from_symmetric(*inputs)
+    assert distance.shape == () and distance.dtype == torch.float64 and distance.requires_grad
+    assert distance.item() == pytest.approx(frechet_distance(*(t.detach().numpy() for t in inputs)), rel=1e-13)
+    assert torch.autograd.gradcheck(from_symmetric, inputs)
+
+
+# more samples than features, fewer, and one side each
+@pytest.mark.parametrize(("n", "m"), [(9, 12), (3, 4), (3, 12), (9, 4)])
+def test_gradients_by_features(n: int, m: int) -> None:
+    x, y = variable(rng(1).standard_normal((n, 5))), variable(rng(2).standard_normal((m, 5)) + 1)
+    assert torch.autograd.gradcheck(frechet_distance_from_features, (x, y))
+
+
+def test_second_derivatives_where_no_covariance_is_formed() -> None:
+    x, y = variable(rng(1).standard_normal((4, 6))), variable(rng(2).standard_normal((3, 6)))
+    assert torch.autograd.gradgradcheck(frechet_distance_from_features, (x, y))
+    many = variable(rng(1).standard_normal((9, 4)))
+    (gradient,) = torch.autograd.grad(frechet_distance_from_features(many, y.detach()[:, :4]), many, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(gradient.sum(), many)
+
+
+def test_gradients_at_repeated_and_at_zero_eigenvalues() -> None:
+    # of |mu1 - mu2|^2 + tr S1 + tr S2 - 2 tr sqrt(S1 S2) for S1 = I, S2 = 4 I: I - sqrt(4) I
+    mu, one = variable(np.ones(4)), variable(np.eye(4))
+    frechet_distance(mu, one, np.zeros(4), 4 * np.eye(4)).backward()
+    torch.testing.assert_close(mu.grad, 2 * torch.ones(4).double())
+    torch.testing.assert_close(one.grad, -torch.eye(4).double(), rtol=0, atol=1e-13)
+    # a singular one: along its range the same, beyond it the trace alone
+    flat = variable(np.diag([1.0, 1.0, 0.0, 0.0]))
+    frechet_distance(np.zeros(4), flat, np.zeros(4), 4 * np.eye(4)).backward()
+    torch.testing.assert_close(flat.grad, torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0])).double(), rtol=0, atol=1e-13)
+    # equal sides are at a minimum
+    x = variable(rng(1).standard_normal((20, 4)))
+    frechet_distance_from_features(x, x.detach().clone()).backward()
+    torch.testing.assert_close(x.grad, torch.zeros(20, 4).double(), rtol=0, atol=1e-13)
+    nothing = variable(np.zeros((3, 4)))
+    frechet_distance_from_features(nothing, rng(1).standard_normal((5, 4))).backward()
+    assert nothing.grad is not None and nothing.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [40, 6])
+def test_descending_it_makes_features_alike(count: int) -> None:
+    real = torch.from_numpy(rng(1).standard_normal((50, 8)) @ rng(2).standard_normal((8, 8)) + 1)
+    fake = variable(rng(3).standard_normal((count, 8)))
+    before = frechet_distance_from_features(fake.detach(), real)
+    for _ in range(300):
+        (gradient,) = torch.autograd.grad(frechet_distance_from_features(fake, real), fake)
+        with torch.no_grad():
+            fake -= 0.2 * count * gradient
+    # five directions of eight are all that six samples can have; the others' variance stays
+    centred = real - real.mean(dim=0)
+    spectrum = torch.linalg.eigvalsh(centred.T @ centred / 49)
+    least = spectrum[: max(0, 8 - (count - 1))].sum().item()
+    assert frechet_distance_from_features(fake.detach(), real) <= least + 1e-3 * before
+
+
+def test_float32_features_get_float32_gradients() -> None:
+    x = torch.randn(12, 5, requires_grad=True)
+    frechet_distance_from_features(x, torch.randn(9, 5)).backward()
+    assert x.grad is not None and x.grad.dtype == torch.float32
 
 
 def test_refusals_name_the_side_and_the_cause() -> None:
@@ -177,5 +277,5 @@ def test_refusals_name_the_side_and_the_cause() -> None:
         frechet_distance_from_features(np.where(np.arange(15).reshape(5, 3) == 4, np.nan, features), features)
     with pytest.raises(InvalidValue, match=r"x: expected features \(N, D\), got \(5,\)"):
         frechet_distance_from_features(features[:, 0], features)
-    with pytest.raises(InvalidValue, match="got 3 in mu1 and 2 in mu2"):
+    with pytest.raises(InvalidValue, match="got 3 in x and 2 in y"):
         frechet_distance_from_features(features, features[:, :2])
