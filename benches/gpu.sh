@@ -23,12 +23,14 @@ if command -v compute-sanitizer >/dev/null; then
         GANFAST_CUDA=cuda timeout 120 compute-sanitizer --tool "$tool" --error-exitcode 1 \
             python3 -m pytest tests/gpu -q -k small_weights 2>&1 | tee "$OUT/$tool.txt" || status=1
     done
+    GANFAST_CUDA=triton timeout 120 compute-sanitizer --tool memcheck --error-exitcode 1 \
+        python3 -m pytest tests/gpu/test_convolution.py -q -k "products or conv_norm_of_anything" 2>&1 | tee "$OUT/memcheck-triton.txt" || status=1
 else
     echo "compute-sanitizer is not installed: races and bad accesses were not looked for" | tee "$OUT/memcheck.txt"
 fi
 
 echo "== benches"
-python3 -m ganfast bench ops spectral_norm batch_norm generator gradient_penalty critic_step --device cuda --seconds 2 --out "$OUT/ops.csv" || status=1
+python3 -m ganfast bench ops spectral_norm batch_norm conv_norm generator gradient_penalty critic_step --device cuda --seconds 2 --out "$OUT/ops.csv" || status=1
 python3 -m ganfast bench ops penalty_curves --device cuda --seconds 1 --out "$OUT/penalty_curves.csv" || status=1
 for table in ops penalty_curves; do
     python3 -m ganfast bench plot "$OUT/$table.csv" "$OUT/$table.png" || status=1

@@ -52,6 +52,11 @@ def chosen(variable: str) -> str:
     return found
 
 
+def triton_serves() -> bool:
+    """Whether Triton's kernels are a way for ops without kernels in CUDA C++: where they run, and nothing else is asked for."""
+    return os.environ.get("GANFAST_CUDA", "auto") in ("auto", "triton") and status("triton") == AVAILABLE
+
+
 def status(backend: str) -> str:
     """``"available"``, or why a backend (reference, cpp, cuda, triton) does not run here. Loads nothing."""
     import torch
@@ -118,9 +123,13 @@ TABLE: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "spectral_norm": _KERNELS,
     "gradient_penalty": _KERNELS,
     "batch_norm": _KERNELS,
-    "convolution": {name: _KERNELS[name] for name in ("reference", "cpp")},
+    "adam": {name: _KERNELS[name] for name in ("reference", "cpp", "cuda")},
+    "convolution": {name: _KERNELS[name] for name in ("reference", "cpp", "triton")},
+    "conv_norm": {name: _KERNELS[name] for name in ("reference", "triton")},
     "fuse": {"reference": _reference},
-    "frechet_distance": {"reference": _reference},
+    "nuclear_norm": {name: _KERNELS[name] for name in ("reference", "cpp")},
+    "covariance_factor": {name: _KERNELS[name] for name in ("reference", "cpp")},
+    "covariance_update": {name: _KERNELS[name] for name in ("reference", "cpp")},
 }
 
 

@@ -179,6 +179,19 @@ BILINEAR = {
     "Mul": Bilinear((0, 1), _multiplied, _multiplier),
 }
 
+# An autograd.Function of ganfast's that is linear in its first input says so by two methods of its own.
+_OURS = Bilinear(
+    (0,),
+    lambda node, i, t: node._forward_cls.tangent(node, t),
+    lambda node, i, t, delta: node._forward_cls.weights(node, t, delta),
+)
+
+
+def _rule(node: Node, name: str) -> Bilinear | None:
+    if callable(node):
+        return BILINEAR.get(name)
+    return _OURS if is_linear(node) and hasattr(node._forward_cls, "tangent") else None
+
 
 # ---- a graph
 
@@ -194,7 +207,7 @@ class Step:
     @functools.cached_property
     def bilinear(self) -> Bilinear | None:
         """Its rule, if it is a product of the data with something else."""
-        rule = BILINEAR.get(self.name)
+        rule = _rule(self.node, self.name)
         return rule if rule and sum(i in rule.factors for i in self.inputs) == 1 else None
 
     @functools.cached_property
@@ -255,7 +268,7 @@ def steps(output: Tensor, point: Tensor) -> list[Step]:
             name = operation(node)
             if name.endswith("CopySlices"):
                 raise Unreadable("it writes into a part of a tensor in place")
-            if not callable(node):
+            if not callable(node) and (_rule(node, name) is None or inputs != (0,)):
                 raise Unreadable(f"{name} is an autograd.Function, whose Jacobian only its backward knows")
             if any(meta.dtype.is_complex for meta in node._input_metadata):
                 raise Unreadable(f"{name} makes complex numbers")

@@ -1,14 +1,17 @@
 """Which of several ways to compute the same thing is the fastest here: measured once, then remembered.
 
-What was measured lies in ``tuning.json`` in the folder of ``$GANFAST_CACHE``, by processor, number of threads and version of
-PyTorch, so that every later process of this machine chooses alike: two ways round differently, and a resumed run must not. Where
-that file cannot be written, each process measures for itself.
+What was measured lies in ``tuning.json`` in the folder of ``$GANFAST_CACHE``, by processor, number of threads, version of
+PyTorch and build of ganfast's kernels, or by GPU and the versions of what computes there, so that every later process of this
+machine chooses alike: two ways round differently, and a resumed run must not. Where that file cannot be written, each process
+measures for itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import importlib.metadata
 import json
 import platform
 import time
@@ -23,29 +26,53 @@ from ganfast.files import write_atomically
 
 ROUNDS = 3  # of which the fastest counts: whatever disturbs a measurement makes it slower
 
+CALLS = 10  # in a row on a GPU
+CPU = torch.device("cpu")
+
 _known: dict[tuple[str, str], str] = {}  # by machine and name
 
 
-def fastest(name: str, candidates: Mapping[str, Callable[[], object]]) -> str:
-    """The key of the fastest of ``candidates``, all of which compute what ``name`` stands for on this machine."""
-    machine = _machine(torch.get_num_threads())
+def fastest(name: str, candidates: Mapping[str, Callable[[], object]], device: torch.device = CPU) -> str:
+    """The key of the fastest of ``candidates``, all of which compute what ``name`` stands for on ``device``.
+
+    While a CUDA graph is being captured nothing can be measured: what is not known then is the first of them, this once.
+    """
+    on_gpu = device.type == "cuda"
+    machine = _gpu(device.index) if on_gpu else _machine(torch.get_num_threads())
     if (machine, name) not in _known:
         _known.update({(machine, each): way for each, way in _read().get(machine, {}).items() if isinstance(way, str)})
     if _known.get((machine, name)) not in candidates:
-        _known[machine, name] = _stored(machine, name, candidates, _measured(candidates))
+        if on_gpu and torch.cuda.is_current_stream_capturing():
+            return next(iter(candidates))
+        _known[machine, name] = _stored(machine, name, candidates, _measured(candidates, _seconds_on_gpu if on_gpu else _seconds))
     return _known[machine, name]
 
 
-def _measured(candidates: Mapping[str, Callable[[], object]]) -> str:
+def _measured(candidates: Mapping[str, Callable[[], object]], seconds: Callable[[Callable[[], object]], float]) -> str:
     times = dict.fromkeys(candidates, float("inf"))
     for call in candidates.values():
         call()
     for _ in range(ROUNDS):
         for key, call in candidates.items():
-            begin = time.perf_counter()
-            call()
-            times[key] = min(times[key], time.perf_counter() - begin)
+            times[key] = min(times[key], seconds(call))
     return min(times, key=times.__getitem__)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _seconds_on_gpu(call: Callable[[], object]) -> float:
+    """Between two events, of several calls: of one alone, the host's part would count where it is hidden behind other work."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(CALLS):
+        call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3 / CALLS
 
 
 @functools.cache
@@ -63,7 +90,24 @@ def _machine(threads: int) -> str:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-    return f"{processor}, {threads} threads, torch {torch.__version__}"
+    return f"{processor}, {threads} threads, torch {torch.__version__}, kernels {_build()}"
+
+
+def _build() -> str:
+    """What tells one build of the CPU's kernels from another."""
+    with contextlib.suppress(OSError):
+        return hashlib.blake2b(Path(__file__).with_name("_C.so").read_bytes(), digest_size=4).hexdigest()
+    return "none"
+
+
+@functools.cache
+def _gpu(index: int | None) -> str:
+    major, minor = torch.cuda.get_device_capability(index)
+    versions = {"torch": torch.__version__, "CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["triton"] = importlib.metadata.version("triton")
+    said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{torch.cuda.get_device_name(index)} ({major}.{minor}), {said}"
 
 
 def _read() -> dict[str, dict[str, Any]]:

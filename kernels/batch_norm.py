@@ -128,10 +128,10 @@ def _affine(mean_ptr, var_ptr, weight_ptr, bias_ptr, eps_bits, group, channel, c
 
 
 @triton.jit
-def _backwards(dy_ptr, x_ptr, at, mask, mean, scale, bias, slope, TANH: tl.constexpr):
+def _backwards(dy, x, mean, scale, bias, slope, TANH: tl.constexpr):
     """x - mean, and dz."""
-    d = tl.load(x_ptr + at, mask, 0.0).to(mean.dtype) - mean[None, :]
-    dy = tl.load(dy_ptr + at, mask, 0.0).to(mean.dtype)
+    d = x.to(mean.dtype) - mean[None, :]
+    dy = dy.to(mean.dtype)
     z = d * scale[None, :] + bias[None, :]
     if TANH:
         y = _tanh(z)
@@ -274,7 +274,8 @@ def tile_gradients(
     """
     group, layer, channel, at, mask = _tile(tl.program_id(0), rows, channels, run, HEIGHT, WIDTH, SINGLE)
     mean, scale, bias = _affine(mean_ptr, var_ptr, weight_ptr, bias_ptr, eps_bits, group, channel, channels)
-    d, dz = _backwards(dy_ptr, x_ptr, at, mask, mean, scale, bias, _float64(slope_bits).to(mean.dtype), TANH)
+    dy, x = tl.load(dy_ptr + at, mask, 0.0), tl.load(x_ptr + at, mask, 0.0)
+    d, dz = _backwards(dy, x, mean, scale, bias, _float64(slope_bits).to(mean.dtype), TANH)
     part_ptr = _part(sums_ptr, group, layer, _layers(rows, run, HEIGHT, WIDTH, SINGLE), channel, channels)
     # outside of the tile dy and so dz is zero
     tl.store(part_ptr, _sum(dz, SINGLE), channel < channels)
@@ -354,7 +355,8 @@ def gradient(
     mean, scale, bias = _affine(mean_ptr, var_ptr, weight_ptr, bias_ptr, eps_bits, group, channel, channels)
     level = tl.load(levels_ptr + group * channels + channel, channel < channels, 0.0)
     tilt = tl.load(tilts_ptr + group * channels + channel, channel < channels, 0.0)
-    d, dz = _backwards(dy_ptr, x_ptr, at, mask, mean, scale, bias, _float64(slope_bits).to(mean.dtype), TANH)
+    dy, x = tl.load(dy_ptr + at, mask, 0.0), tl.load(x_ptr + at, mask, 0.0)
+    d, dz = _backwards(dy, x, mean, scale, bias, _float64(slope_bits).to(mean.dtype), TANH)
     dx = scale[None, :] * (dz - level[None, :] - d * tilt[None, :])
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask)
 
@@ -390,21 +392,35 @@ def batch_norm_act(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (N, C, ...), mean and biased var (groups, C)."""
     _expect_volume(x, weight, bias, groups)
+    dense = x if _is_volume(x) else x.contiguous()
+    mean, var = statistics(dense, groups)
+    y = activated(dense, mean, var, weight, bias, eps, slope, tanh)
+    return y if dense is x else torch.empty_like(x).copy_(y), mean, var
+
+
+def statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """mean and biased var (groups, C) of an x that is contiguous or channels last."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    promised = torch.empty_like(x)
-    y = _volume(promised)
-    x = _laid_out(x, y)
     mean = x.new_empty((groups, x.shape[1]), dtype=wide)
     var = torch.empty_like(mean)
-    parameters = (_widened(weight, wide), _widened(bias, wide))
     tiles = _Tiles(x, groups, wide)
     sums = tiles.sums(mean)
     with _device(x):
         tile_moments[tiles.grid](x, sums, *tiles.sizes, **tiles.form, WIDE=tl.float64 if wide == torch.float64 else tl.float32)
         moments[(groups * tiles.blocks,)](x, sums, mean, var, *tiles.sizes, tiles.values, **tiles.form)
-        act = (_bits(eps), _bits(slope), tanh)
+    return mean, var
+
+
+def activated(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, slope: float, tanh: bool
+) -> Tensor:
+    """y of such an x, whose statistics are known, and like it in memory."""
+    y, tiles = torch.empty_like(x), _Tiles(x, mean.shape[0], mean.dtype)
+    parameters = (_widened(weight, mean.dtype), _widened(bias, mean.dtype))
+    act = (_bits(eps), _bits(slope), tanh)
+    with _device(x):
         activation[tiles.grid](x, y, mean, var, *parameters, *tiles.sizes, *act, **tiles.form)
-    return y if y is promised else promised.copy_(y), mean, var
+    return y
 
 
 def batch_norm_act_backward(
@@ -433,17 +449,41 @@ def batch_norm_act_backward(
     x, grad = (_laid_out(t.to(dtype), dx) for t in (x, grad))
     mean, var = mean.contiguous(), var.contiguous()
     parameters = (_widened(weight, wide), _widened(bias, wide))
-    levels, tilts = torch.empty_like(mean), torch.empty_like(mean)
-    dweight, dbias = (x.new_empty(channels, dtype=wide) for _ in range(2))
     tiles = _Tiles(x, mean.shape[0], wide)
     sums = tiles.sums(mean)
     act = (_bits(eps), _bits(slope), tanh)
     with _device(x):
         tile_gradients[tiles.grid](grad, x, sums, mean, var, *parameters, *tiles.sizes, *act, **tiles.form)
-        counts = (tiles.groups, tiles.layers, tiles.values, channels)
-        gradients[(tiles.blocks,)](sums, var, levels, tilts, dweight, dbias, *counts, _bits(eps))
-        gradient[tiles.grid](grad, x, dx, mean, var, *parameters, levels, tilts, *tiles.sizes, *act, **tiles.form)
+    dweight, dbias = backward_of_sums(sums, grad, x, dx, mean, var, *parameters, eps, slope, tanh)
     return (dx if dx is promised else promised.copy_(dx)).to(promised_type), dweight, dbias
+
+
+def backward_of_sums(
+    sums: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    dx: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    slope: float,
+    tanh: bool,
+) -> tuple[Tensor, Tensor]:
+    """Fill ``dx``, which may be ``grad``, and return dweight and dbias, of the sums (groups, layers, 2, C) of all tiles.
+
+    Volumes lie alike in memory.
+    """
+    levels, tilts = torch.empty_like(mean), torch.empty_like(mean)
+    dweight, dbias = (torch.empty_like(mean[0]) for _ in range(2))
+    tiles = _Tiles(x, mean.shape[0], mean.dtype)
+    act = (_bits(eps), _bits(slope), tanh)
+    with _device(x):
+        counts = (tiles.groups, sums.shape[1], tiles.values, x.shape[1])
+        gradients[(tiles.blocks,)](sums, var, levels, tilts, dweight, dbias, *counts, _bits(eps))
+        gradient[tiles.grid](grad, x, dx, mean, var, weight, bias, levels, tilts, *tiles.sizes, *act, **tiles.form)
+    return dweight, dbias
 
 
 # ---- what they share
@@ -478,10 +518,14 @@ def _widened(parameter: Tensor | None, wide: torch.dtype) -> Tensor | None:
     return None if parameter is None else parameter.to(wide).contiguous()
 
 
+def _is_volume(x: Tensor) -> bool:
+    """Whether x is contiguous or channels last."""
+    return x.is_contiguous() or (x.dim() > 2 and x.movedim(1, -1).is_contiguous())
+
+
 def _volume(promised: Tensor) -> Tensor:
-    """``promised`` if it is contiguous or channels last; otherwise contiguous room of its shape."""
-    fits = promised.is_contiguous() or (promised.dim() > 2 and promised.movedim(1, -1).is_contiguous())
-    return promised if fits else torch.empty_like(promised, memory_format=torch.contiguous_format)
+    """``promised`` if it is a volume; otherwise contiguous room of its shape."""
+    return promised if _is_volume(promised) else torch.empty_like(promised, memory_format=torch.contiguous_format)
 
 
 def _laid_out(tensor: Tensor, model: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import importlib.metadata
 import importlib.util
 import io
@@ -19,11 +20,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "csrc" / "resources.csv"
@@ -135,24 +136,88 @@ def readable(symbol: str) -> str:
 
 def triton_module(stem: str) -> ModuleType:
     """kernels/<stem>.py as it stands in the tree, whether or not the package is installed."""
-    spec = importlib.util.spec_from_file_location(f"triton_{stem}", ROOT / "kernels" / f"{stem}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    if "kernels_in_tree" not in sys.modules:
+        folder = ROOT / "kernels"
+        spec = importlib.util.spec_from_file_location(
+            "kernels_in_tree", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        assert spec is not None
+        sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"kernels_in_tree.{stem}")
 
 
 def triton_kernels() -> list[Any]:
     from triton import JITFunction
 
     modules = [triton_module(path.stem) for path in TRITON_SOURCES]
-    found = [vars(module).items() for module in modules]
-    return [kernel for names in found for name, kernel in names if isinstance(kernel, JITFunction) and name[0] != "_"]
+    found = [(module, name, kernel) for module in modules for name, kernel in vars(module).items()]
+    return [
+        kernel
+        for module, name, kernel in found
+        if isinstance(kernel, JITFunction) and name[0] != "_" and kernel.__module__ == module.__name__
+    ]
 
 
-def specialisations(kernel: Any) -> Iterator[tuple[str, dict[str, str], dict[str, Any]]]:
-    """A name, the types of the arguments and the constants, for each way in which the ops launch a kernel."""
+class Way(NamedTuple):
+    """A way in which the ops launch a kernel: a name, types of the arguments, constants, and which are multiples of 16."""
+
+    name: str
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    aligned: frozenset[str] = frozenset()
+    options: Mapping[str, int] = {}
+
+    def attributes(self, kernel: Any) -> dict[tuple[int], list[list[Any]]]:
+        return {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in self.aligned}
+
+
+def ways(kernel: Any) -> Iterator[Way]:
+    """All of them, or those that need the most."""
+    if kernel.__name__ in ("spread_product", "pair_product"):
+        yield from products(kernel)
+    elif kernel.__name__ == "merged_moments":
+        constants = {"PHASES": 2, "BLOCK_M": 128}
+        types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
+        types |= dict.fromkeys(constants, "constexpr") | {"sums_ptr": "*fp64"}
+        yield Way("merged_moments<fp32>", types, constants)
+    else:
+        yield from specialisations(kernel)
+
+
+def products(kernel: Any) -> Iterator[Way]:
+    """Convolutions of 4 x 4 with stride 2, whose tiles are as large as they get, with what may stand before and behind them."""
+    import torch
+
+    module, spread = sys.modules[kernel.__module__], kernel.__name__ == "spread_product"
+    norm = {"mean_ptr", "var_ptr", "weight_ptr", "bias_ptr"}
+    missing = {"plain": {*norm, "before_ptr", "sums_ptr"}, "norm": {"before_ptr"}, "gradient": {"shift_ptr"}}
+    half, single, many = torch.bfloat16, torch.float32, 2**14
+    wide = (many, 256, 512) if spread else (512, 256, many)
+    few = {"few out": (many, 3, 512), "few in": (many, 64, 3)} if spread else {"few": (64, 3, many)}
+    found = [("norm", half, "tf32", wide, True), ("norm", half, "tf32", wide, False), ("norm", single, "tf32", wide, True)]
+    found += [("norm", single, "ieee", wide, True)]
+    if spread:
+        found += [("plain", half, "tf32", wide, True), ("gradient", half, "tf32", wide, False)]
+        found += [("gradient", single, "tf32", wide, True), ("norm", half, "tf32", (many, 250, 500), False)]
+    found += [("norm", half, "tf32", sizes, spread) for sizes in few.values()]
+    for what, dtype, precision, sizes, transposed in found:
+        aligned = sizes == wide
+        tile = module.tile_of(*sizes, 100, dtype, precision, aligned)
+        options = {name: tile.pop(name) for name in ("num_warps", "num_stages")}
+        form = module.Spread((4, 4), 2, 1, transposed).form
+        constants = dict.fromkeys(missing[what] & set(kernel.arg_names)) | form | tile
+        factor = str(module.FACTORS[dtype])
+        maps = ("x_ptr", "filter_ptr", "y_ptr", "before_ptr", "small_ptr", "big_ptr", "out_ptr")
+        types = {name: f"*{factor}" if name in maps else "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
+        types |= {"eps_bits": "i64", "slope_bits": "i64", "sums_ptr": "*fp32" if what == "gradient" else "*fp64"}
+        signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+        multiples = {name for name, type in signature.items() if type[0] == "*" or (aligned and name.endswith("channels"))}
+        said = [factor, *["ieee"] * (precision == "ieee"), what, *["transposed"] * transposed]
+        said += [name for name, its in few.items() if its == sizes] or ["odd"] * (not aligned)
+        yield Way(f"{kernel.__name__}<{', '.join(said)}>", signature, constants, frozenset(multiples), options)
+
+
+def specialisations(kernel: Any) -> Iterator[Way]:
     import triton.language as tl
 
     wide_of = {tl.float32: tl.float32, tl.float64: tl.float64, tl.bfloat16: tl.float32, tl.float16: tl.float32}
@@ -187,7 +252,7 @@ def specialisations(kernel: Any) -> Iterator[tuple[str, dict[str, str], dict[str
             if name in signature
         ]
         named += [str(values[name]) for name in ("DTYPE", "OTHER", "WIDE") if name in values]
-        yield f"{kernel.__name__}<{', '.join(named)}>", signature, values
+        yield Way(f"{kernel.__name__}<{', '.join(named)}>", signature, values)
 
 
 def compile_triton() -> list[Row]:
@@ -199,13 +264,14 @@ def compile_triton() -> list[Row]:
     assert os.environ.get("TRITON_INTERPRET") != "1", "the interpreter compiles nothing"
     compiler, rows = f"triton {importlib.metadata.version('triton')}", []
     for kernel in triton_kernels():
-        for name, signature, constants in specialisations(kernel):
+        for way in ways(kernel):
+            source = ASTSource(kernel, way.signature, way.constants, way.attributes(kernel))
             for architecture, number in ARCHITECTURES.items():
                 with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(io.StringIO()) as said:
                     knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
-                    made = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", number, 32))
+                    made = triton.compile(source, target=GPUTarget("cuda", number, 32), options=dict(way.options))
                 row = ptxas_says(compiler, said.getvalue())
-                rows.append(replace(row, architecture=architecture, kernel=name, shared_bytes=made.metadata.shared))
+                rows.append(replace(row, architecture=architecture, kernel=way.name, shared_bytes=made.metadata.shared))
     return rows
 
 

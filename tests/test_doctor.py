@@ -30,7 +30,8 @@ def field(report: str, name: str) -> str:
 def test_every_op_has_a_reference_that_runs_and_every_absence_a_reason() -> None:
     table = backends()
     kernels = {"spectral_norm", "gradient_penalty", "batch_norm"}
-    assert set(table) == {"gather_images", "permuted", *kernels, "convolution", "fuse", "frechet_distance"}
+    frechet = {"nuclear_norm", "covariance_factor", "covariance_update"}
+    assert set(table) == {"gather_images", "permuted", *kernels, "adam", "convolution", "conv_norm", "fuse", *frechet}
     assert all(row["reference"] == "available" for row in table.values())
     assert all(reason for row in table.values() for reason in row.values())
     assert (table["permuted"]["cpp"] == "available") is host.AVAILABLE

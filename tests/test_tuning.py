@@ -91,6 +91,20 @@ def test_a_damaged_file_is_replaced(folder: Path, text: str) -> None:
     assert json.loads((folder / "tuning.json").read_text())[tuning._machine(torch.get_num_threads())] == {"op": "quick"}
 
 
+def test_while_a_graph_is_captured_nothing_is_measured_and_the_first_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_gpu", lambda index: "a GPU")
+    monkeypatch.setattr(tuning, "_seconds_on_gpu", tuning._seconds)
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    ways, gpu = {"torch": slow, "triton": quick}, torch.device("cuda", 0)
+    assert tuning.fastest("op", ways, gpu) == "torch"
+    capturing = False
+    assert tuning.fastest("op", ways, gpu) == "triton"
+    capturing = True
+    assert tuning.fastest("op", ways, gpu) == "triton"
+    assert tuning.fastest("op", {"torch": quick, "triton": slow}) == "torch"  # of this machine's processor, which is another
+
+
 def test_without_a_folder_each_process_measures(folder: Path) -> None:
     folder.parent.joinpath("cache").write_text("a file")
     assert tuning.fastest("op", {"slow": slow, "quick": quick}) == "quick"

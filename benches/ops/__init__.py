@@ -14,11 +14,16 @@ NAMES = (
     "spectral_norm",
     "batch_norm",
     "convolution",
+    "conv_norm",
+    "resample",
+    "adam",
     "generator",
     "carried_scale",
     "gradient_penalty",
     "critic_step",
     "penalty_curves",
+    "frechet",
+    "frechet_curves",
 )
 
 

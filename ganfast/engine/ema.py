@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ganfast.optim import Adam
 
 
 class MovingAverage:
@@ -18,18 +20,34 @@ class MovingAverage:
     def __init__(self, source: nn.Module, decay: float) -> None:
         self.source, self.decay = source, decay
         self.module = copy.deepcopy(source).eval().requires_grad_(False)
+        self._left: dict[Tensor, Tensor] | None = None
+
+    def ride(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Let the next step of ``optimizer`` move the weights' averages as it moves the weights, where it can do that.
+
+        For the last one before :meth:`update`, which moves whatever was left.
+        """
+        self._left = self._weights()
+        if isinstance(optimizer, Adam):
+            optimizer.follow(self._left, self._pull(step))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = [], []
-        pairs = zip(
-            [*self.module.parameters(), *self.module.buffers()], [*self.source.parameters(), *self.source.buffers()], strict=True
-        )
-        for mine, current in pairs:
+        left = self._weights() if self._left is None else self._left
+        theirs, ours = list(left), list(left.values())
+        for mine, current in zip(self.module.buffers(), self.source.buffers(), strict=True):
             if mine.is_floating_point():
                 ours.append(mine)
                 theirs.append(current)
             else:
                 mine.copy_(current)
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        if ours:
+            torch._foreach_lerp_(ours, theirs, self._pull(step))
+        left.clear()  # an optimizer that skipped its step holds it still
+        self._left = None
+
+    def _weights(self) -> dict[Tensor, Tensor]:
+        return dict(zip(self.source.parameters(), self.module.parameters(), strict=True))
+
+    def _pull(self, step: int) -> float:
+        return 1 - min(self.decay, (1 + step) / (10 + step))

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.errors import InvalidValue, near
+from ganfast.optim import Adam
 from ganfast.recipe import Optimizer
 
 _KINDS: dict[str, type[torch.optim.Optimizer]] = {
-    "Adam": torch.optim.Adam,
+    "Adam": Adam,
     "AdamW": torch.optim.AdamW,
     "RMSprop": torch.optim.RMSprop,
     "SGD": torch.optim.SGD,

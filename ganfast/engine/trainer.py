@@ -80,17 +80,25 @@ class Trainer:
         logs: dict[str, Tensor] = {}
         reading = self._passes_before(self.steps)
         with borrowed(self.device) as draws, self._deterministic(), self._thawed():
-            for index, phase in enumerate(self.recipe.phases):
-                if self.steps % phase.every == 0:
-                    for repeat in range(phase.repeat):
-                        logs |= self._pass(phase, (self.steps, index, repeat), reading, draws)
-                        reading += bool(phase.reads)
+            passes = self._passes()
+            last = {name: number for number, (_, phase, _) in enumerate(passes) for name in phase.updates}
+            for number, (index, phase, repeat) in enumerate(passes):
+                for name, average in self._averages.items():
+                    if last.get(name) == number and phase.after is None:  # what comes after it would change the weights again
+                        average.ride(self._optimizers[name], self.steps)
+                logs |= self._pass(phase, (self.steps, index, repeat), reading, draws)
+                reading += bool(phase.reads)
             for average in self._averages.values():
                 average.update(self.steps)
         self.steps += 1
         if (self.device.type == "cpu" or self.steps % _LATE == 0) and self._guard.exhausted():
             raise self._diagnosis()
         return logs
+
+    def _passes(self) -> list[tuple[int, Phase, int]]:
+        """Those of this iteration: a phase's number, the phase, which of its repeats."""
+        due = [(index, phase) for index, phase in enumerate(self.recipe.phases) if self.steps % phase.every == 0]
+        return [(index, phase, repeat) for index, phase in due for repeat in range(phase.repeat)]
 
     def _pass(self, phase: Phase, counter: tuple[int, int, int], reading: int, draws: list[torch.Generator]) -> dict[str, Tensor]:
         """Gradients of one phase over all accumulated batches, one look at whether they are finite, one update."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ganfast.models.critic import FeatureCritic
 from ganfast.models.mlp import scores
 from ganfast.models.shape import SampleShape
+from ganfast.nn.conv import Conv2d, ConvTranspose2d
 
 
 class Generator(nn.Module):
@@ -26,8 +27,8 @@ class Generator(nn.Module):
         self.dense = nn.Linear(latent_dim, channels[0] * self.base * self.base)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(channels):
-            layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        layers += [nn.Conv2d(width, shape.channels, 3, padding=1), nn.Tanh()]
+            layers += [ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += [Conv2d(width, shape.channels, 3, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -45,13 +46,13 @@ class Critic(FeatureCritic):
         inputs = shape.channels
         for units in channels[:-1]:
             layers += [
-                nn.Conv2d(inputs, units, 3, padding=1),
+                Conv2d(inputs, units, 3, padding=1),
                 nn.LeakyReLU(0.1, inplace=True),
-                nn.Conv2d(units, units, 4, 2, 1),
+                Conv2d(units, units, 4, 2, 1),
                 nn.LeakyReLU(0.1, inplace=True),
             ]
             inputs = units
-        layers += [nn.Conv2d(inputs, channels[-1], 3, padding=1), nn.LeakyReLU(0.1, inplace=True)]
+        layers += [Conv2d(inputs, channels[-1], 3, padding=1), nn.LeakyReLU(0.1, inplace=True)]
         self.trunk = nn.Sequential(*layers)
         self.feature_dim = channels[-1] * base * base
         self.head = nn.Linear(self.feature_dim, 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ganfast.models.critic import FeatureCritic
 from ganfast.models.mlp import scores
 from ganfast.models.shape import SampleShape
+from ganfast.nn.conv import Conv2d, ConvTranspose2d
 from ganfast.nn.norm import normalise
 
 
@@ -25,13 +26,13 @@ class Generator(nn.Module):
         base, k = shape.doublings()
         channels = [width * min(8, 2**i) for i in range(k - 1, -1, -1)]
         layers: list[nn.Module] = [
-            nn.ConvTranspose2d(latent_dim, channels[0], base, bias=False),
+            ConvTranspose2d(latent_dim, channels[0], base, bias=False),
             nn.BatchNorm2d(channels[0]),
             nn.ReLU(),
         ]
         for inputs, outputs in pairwise(channels):
-            layers += [nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        layers += [nn.ConvTranspose2d(width, shape.channels, 4, 2, 1), nn.Tanh()]
+            layers += [ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += [ConvTranspose2d(width, shape.channels, 4, 2, 1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -49,15 +50,15 @@ class Critic(FeatureCritic):
         super().__init__()
         base, k = shape.doublings()
         channels = [width * min(8, 2**i) for i in range(k)]
-        layers: list[nn.Module] = [nn.Conv2d(shape.channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        layers: list[nn.Module] = [Conv2d(shape.channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         for inputs, units in pairwise(channels):
             layers += [
-                nn.Conv2d(inputs, units, 4, 2, 1, bias=norm != "batch"),
+                Conv2d(inputs, units, 4, 2, 1, bias=norm != "batch"),
                 *normalise(norm, units),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
         self.trunk = nn.Sequential(*layers)
-        self.head = nn.Conv2d(channels[-1], outputs, base)
+        self.head = Conv2d(channels[-1], outputs, base)
         self.feature_dim = channels[-1] * base * base
 
     def features(self, x: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ganfast.models.critic import FeatureCritic
 from ganfast.models.mlp import scores
 from ganfast.models.shape import SampleShape
+from ganfast.nn.conv import Conv2d
 from ganfast.nn.norm import normalise
+from ganfast.nn.resample import ConvMeanPool2d, UpsampleConv2d
 
 
 class UpBlock(nn.Module):
@@ -19,12 +21,12 @@ class UpBlock(nn.Module):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.BatchNorm2d(inputs), nn.BatchNorm2d(width)
-        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.shortcut = nn.Conv2d(inputs, width, 1)
+        self.conv1 = UpsampleConv2d(inputs, width)
+        self.conv2 = Conv2d(width, width, 3, padding=1)
+        self.shortcut = Conv2d(inputs, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.interpolate(F.relu(self.norm1(x)), scale_factor=2))
+        h = self.conv1(F.relu(self.norm1(x)))
         # A 1x1 convolution commutes with nearest upsampling; a quarter of the work this way round.
         return self.conv2(F.relu(self.norm2(h))) + F.interpolate(self.shortcut(x), scale_factor=2)
 
@@ -39,15 +41,15 @@ class CriticBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.Sequential(*([] if first else [*normalise(norm, inputs), nn.ReLU()]))
         self.norm2 = nn.Sequential(*normalise(norm, width), nn.ReLU(inplace=True))
-        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.shortcut = nn.Conv2d(inputs, width, 1) if down or inputs != width else nn.Identity()
+        self.conv1 = Conv2d(inputs, width, 3, padding=1)
+        self.conv2 = ConvMeanPool2d(width, width) if down else Conv2d(width, width, 3, padding=1)
+        self.shortcut = Conv2d(inputs, width, 1) if down or inputs != width else nn.Identity()
         self.pool = nn.AvgPool2d(2) if down else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(self.norm2(self.conv1(self.norm1(x))))
         # Pooling before the 1x1 shortcut equals pooling after it.
-        return self.pool(h) + self.shortcut(self.pool(x))
+        return h + self.shortcut(self.pool(x))
 
 
 class Generator(nn.Module):
@@ -58,7 +60,7 @@ class Generator(nn.Module):
         self.base, k = shape.doublings()
         self.dense = nn.Linear(latent_dim, width * self.base * self.base)
         self.blocks = nn.Sequential(*(UpBlock(width, width) for _ in range(k)))
-        self.output = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, shape.channels, 3, padding=1), nn.Tanh())
+        self.output = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), Conv2d(width, shape.channels, 3, padding=1), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
         return self.output(self.blocks(self.dense(z).unflatten(1, (-1, self.base, self.base))))

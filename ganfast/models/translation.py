@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.errors import InvalidValue
+from ganfast.nn.conv import Conv2d, ConvTranspose2d
 
 
 class ResidualBlock(nn.Module):
@@ -14,10 +15,10 @@ class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect"),
+            Conv2d(width, width, 3, padding=1, padding_mode="reflect"),
             nn.InstanceNorm2d(width),
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect"),
+            Conv2d(width, width, 3, padding=1, padding_mode="reflect"),
             nn.InstanceNorm2d(width),
         )
 
@@ -35,23 +36,23 @@ class Generator(nn.Module):
     def __init__(self, channels: int, width: int, blocks: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, width, 7, padding=3, padding_mode="reflect"),
+            Conv2d(channels, width, 7, padding=3, padding_mode="reflect"),
             nn.InstanceNorm2d(width),
             nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, 2, 1),
+            Conv2d(width, 2 * width, 3, 2, 1),
             nn.InstanceNorm2d(2 * width),
             nn.ReLU(),
-            nn.Conv2d(2 * width, 4 * width, 3, 2, 1),
+            Conv2d(2 * width, 4 * width, 3, 2, 1),
             nn.InstanceNorm2d(4 * width),
             nn.ReLU(),
             *(ResidualBlock(4 * width) for _ in range(blocks)),
-            nn.ConvTranspose2d(4 * width, 2 * width, 3, 2, 1, output_padding=1),
+            ConvTranspose2d(4 * width, 2 * width, 3, 2, 1, output_padding=1),
             nn.InstanceNorm2d(2 * width),
             nn.ReLU(),
-            nn.ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1),
+            ConvTranspose2d(2 * width, width, 3, 2, 1, output_padding=1),
             nn.InstanceNorm2d(width),
             nn.ReLU(),
-            nn.Conv2d(width, channels, 7, padding=3, padding_mode="reflect"),
+            Conv2d(width, channels, 7, padding=3, padding_mode="reflect"),
             nn.Tanh(),
         )
 
@@ -67,13 +68,13 @@ class PatchCritic(nn.Module):
 
     def __init__(self, channels: int, width: int, halvings: int = 3) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         units = width
         for i in range(1, halvings + 1):
             inputs, units = units, width * min(8, 2**i)
             stride = 2 if i < halvings else 1
-            layers += [nn.Conv2d(inputs, units, 4, stride, 1), nn.InstanceNorm2d(units), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(units, 1, 4, 1, 1))
+            layers += [Conv2d(inputs, units, 4, stride, 1), nn.InstanceNorm2d(units), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, Conv2d(units, 1, 4, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)

@@ -7,7 +7,9 @@ autograd and exporters follow: for weight W, bias b and s = gamma / sqrt(running
 
     norm(W x + b) = (s W) x + (b - running_mean) s + beta
 
-Nothing is cached, so that no change of a parameter can be missed.
+Between two chains that are called one after the other, batch norm's input is handed on with its statistics in place of its output
+(:mod:`ganfast.nn.handed`), where a device has a kernel for that. Nothing is cached, so that no change of a parameter can be
+missed.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import _has_any_global_hook
 
+from ganfast.nn.conv import FORWARDS, convolve, plain
 from ganfast.nn.groups import Grouped, groups_of, measures
+from ganfast.nn.handed import Handed, Statistics, convolve_between, made
 from ganfast.ops.batch_norm import batch_norm_act
-from ganfast.ops.convolution import convolution, keep_recipe, serves
+from ganfast.ops.convolution import keep_recipe
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
 
@@ -84,76 +88,52 @@ class Part(NamedTuple):
 
 
 def _run(part: Part, x: Any, rest: tuple[Any, ...], keywords: dict[str, Any], handed_on: bool) -> Any:
-    """A chain, whose result goes to a convolution at once and to nobody else if it is ``handed_on``."""
+    """A chain, whose result goes to a convolution at once and to nobody else if it is ``handed_on``: then it may be Handed."""
     conv, norm, act = part
     activation = _activation(act, rest, keywords)
     if norm is None:
-        return _activate(act, _convolve(conv, x), rest, keywords)
+        return _activate(act, _convolve(conv, x)[0], rest, keywords)
     if not (isinstance(norm, _BatchNorm) and type(norm).forward is _BatchNorm.forward and bare(norm)):
-        return _activate(act, norm(_convolve(conv, x)), rest, keywords)
+        return _activate(act, norm(_convolve(conv, x)[0]), rest, keywords)
     if measures(norm):
-        y = _convolve(conv, x)
+        handing = handed_on and activation is not None and not activation.tanh
+        y, statistics = _convolve(conv, x, groups_of(norm) if handing else 0)
         if activation is not None and _kernel_takes(norm, y):
+            if statistics is not None:
+                norm._check_input_dim(y)
+                _track(norm, *statistics, _values(y))
+                return Handed(y, *statistics, norm.weight, norm.bias, norm.eps, activation.slope)
             return _normalise_and_activate(norm, y, activation, handed_on)
         return _activate(act, norm(y), rest, keywords)
+    x = made(x)
     if _folds(conv, norm, x):
         norm._check_input_dim(x)
         y = _convolve_folded(conv, norm, x)
     else:
-        y = norm(_convolve(conv, x))
+        y = norm(_convolve(conv, x)[0])
     return _activate(act, y, rest, keywords) if activation is None else activation.over(y)
 
 
 # ---- convolution
 
 
-def _convolve(conv: Any, x: Any) -> Any:
-    if conv is None:
-        return x
-    return _by_op(conv, x, conv.weight, conv.bias) if _plain(conv) and type(x) in (Tensor, nn.Parameter) else conv(x)
+def _convolve(conv: Any, x: Any, groups: int = 0) -> tuple[Any, Statistics]:
+    """The convolution, and its statistics if there are ``groups`` and a kernel makes them beside it."""
+    if conv is None or not _known(conv):
+        return (made(x) if conv is None else conv(made(x))), None
+    weight, bias = conv.weight, conv.bias
+    found = convolve_between(conv, x, weight, bias, groups) if groups or isinstance(x, Handed) else None
+    return found or (convolve(conv, made(x), weight, bias), None)
 
 
 def _known(conv: Any) -> bool:
     """Whether a call of ``conv`` is one of PyTorch's convolutions and nothing else."""
-    return isinstance(conv, _ConvNd) and bare(conv) and type(conv).forward in _FORWARDS
-
-
-def _plain(conv: Any) -> bool:
-    """Whether the op computes it: two dimensions, no groups, no dilation, one stride and one padding."""
-    if not _known(conv):
-        return False
-    one = all(isinstance(sizes, tuple) and len(sizes) == 2 and sizes[0] == sizes[1] for sizes in (conv.stride, conv.padding))
-    return one and conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros" and not any(conv.output_padding)
-
-
-def _by_op(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution by the op (:mod:`ganfast.ops.convolution`) where it has a kernel, and by PyTorch's function elsewhere.
-
-    The weight is read once for both: reading a parametrised one may change it.
-    """
-    kind = x.device.type
-    lowered = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # which autocast leaves as it is
-    dtype = torch.get_autocast_dtype(kind) if lowered else None
-    transforming = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    recorded = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
-    if transforming or recorded or not serves(x, weight, conv.transposed, dtype):
-        return _by_torch(conv, x, weight, bias)
-    if dtype is not None:
-        x, weight = x.to(dtype), weight.to(dtype)
-    return convolution(x, weight, bias, conv.stride[0], conv.padding[0], 0 if conv.transposed else None)
-
-
-def _by_torch(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if conv.transposed:
-        transposed = _FORWARDS[type(conv).forward]
-        return transposed(x, weight, bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
-    y: Tensor = conv._conv_forward(x, weight, bias)
-    return y
+    return isinstance(conv, _ConvNd) and bare(conv) and type(conv).forward in FORWARDS
 
 
 def _hands_on(following: Any) -> bool:
     """Whether what comes next begins with a convolution that sees its input before anybody else does."""
-    return isinstance(following, Part) and _plain(following.conv)
+    return isinstance(following, Part) and _known(following.conv) and plain(following.conv)
 
 
 def joined(modules: Iterable[Any]) -> list[Callable[[Any], Any]]:
@@ -271,19 +251,19 @@ def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation,
     y: Tensor
     arguments = groups, norm.eps, activation.slope, activation.tanh
     y, mean, var = batch_norm_act(x, norm.weight, norm.bias, *arguments)
-    if norm.training and norm.track_running_stats:
-        with torch.no_grad():
-            _track(norm, mean, var, _values(x) // groups)
+    _track(norm, mean, var, _values(x))
     if handed_on and y.requires_grad and not torch.compiler.is_compiling():
         keep_recipe(y, lambda *parts: batch_norm_act(*parts, *arguments)[0], x, norm.weight, norm.bias)
     return y
 
 
+@torch.no_grad()
 def _track(norm: _BatchNorm, means: Tensor, variances: Tensor, values: int) -> None:
-    """Update the running statistics by those of each group, (groups, C), one after the other."""
+    """Update the running statistics by those of each group, (groups, C), one after the other; ``values`` a channel in all."""
     running_mean, running_var, counted = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    if running_mean is None or running_var is None:
+    if not (norm.training and norm.track_running_stats) or running_mean is None or running_var is None:
         return
+    values //= len(means)
     if not torch.compiler.is_compiling():
         # not in autograd's sight, which PyTorch's kernel keeps them out of too: another call's backward may hold them
         running_mean, running_var = running_mean.data, running_var.data
@@ -317,16 +297,6 @@ def _folds(conv: Any, norm: _BatchNorm, x: Any) -> bool:
     return weight_per_output <= (positions * shrinks if conv.transposed else positions // shrinks)
 
 
-_FORWARDS: dict[Any, Callable[..., Tensor]] = {
-    nn.Conv1d.forward: F.conv1d,
-    nn.Conv2d.forward: F.conv2d,
-    nn.Conv3d.forward: F.conv3d,
-    nn.ConvTranspose1d.forward: F.conv_transpose1d,
-    nn.ConvTranspose2d.forward: F.conv_transpose2d,
-    nn.ConvTranspose3d.forward: F.conv_transpose3d,
-}
-
-
 def _convolve_folded(conv: Any, norm: _BatchNorm, x: Tensor) -> Tensor:
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None and var is not None
@@ -345,8 +315,4 @@ def _convolve_folded(conv: Any, norm: _BatchNorm, x: Tensor) -> Tensor:
         folded = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
     if folded.dtype != weight.dtype:  # a float32 batch norm behind a convolution of fewer bits
         folded, shift = folded.to(weight.dtype), shift.to(weight.dtype)
-    return (
-        _by_op(conv, x, folded, shift)
-        if _plain(conv) and type(x) in (Tensor, nn.Parameter)
-        else _by_torch(conv, x, folded, shift)
-    )
+    return convolve(conv, x, folded, shift)

@@ -21,6 +21,9 @@ for each shape (:mod:`ganfast.tuning`), unless ``GANFAST_CPU`` is set: PyTorch's
 packed panels of the weight; and ``winograd``, the same with 9 multiplications instead of 16 (4 x 4, stride 2) or 16 instead of 36
 (3 x 3, stride 1), where maps have an even number of pixels (Lavin & Gray 2016). The last rounds sums of neighbours to the
 factors' dtype: in bfloat16 its error is three times that of the other two, which is that of rounding the result.
+
+On CUDA, where Triton is installed, there are two ways: PyTorch's own (cuDNN), and an implicit GEMM in Triton, whose factors may
+also be float16 and channels any number. ``GANFAST_CUDA=triton`` asks for the latter, ``cuda`` and ``reference`` for the former.
 """
 
 from __future__ import annotations
@@ -34,10 +37,14 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ganfast import tuning
+from ganfast.backends import triton_serves
 from ganfast.ops import library
 from ganfast.ops.library import Differentiable, Op, below_autograd, register
 
 Grads = tuple[Tensor | None, ...]
+
+TRITON = library.CUDA != "reference" and triton_serves()  # a way on CUDA beside PyTorch's own, which is cuDNN
+TRITON_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def convolution(
@@ -54,10 +61,17 @@ def convolution(
 
 def serves(x: Tensor, weight: Tensor, transposed: bool, dtype: torch.dtype | None = None) -> bool:
     """Whether a kernel of this op computes with these, cast to ``dtype``, and its result lies as PyTorch's own would."""
-    last = weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-    on_cpu = library.CPU == "cpp" and x.device.type == "cpu" and x.dim() == 4 and x.numel() > 0
+    if x.dim() != 4 or x.numel() == 0 or not lies_last(weight):
+        return False
+    one, other = dtype or x.dtype, dtype or weight.dtype
+    if x.device.type == "cuda":
+        return TRITON and one == other and one in TRITON_TYPES
     summed = weight.shape[0] if transposed else weight.shape[1] * weight.shape[3]
-    return on_cpu and last and _fit(dtype or x.dtype, dtype or weight.dtype, summed)
+    return library.CPU == "cpp" and x.device.type == "cpu" and _fit(one, other, summed)
+
+
+def lies_last(weight: Tensor) -> bool:
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
 # ---- the three products by PyTorch's own operations
@@ -102,23 +116,23 @@ def _last(t: Tensor) -> Tensor:
 # ---- shapes
 
 
-def _empty(like: Tensor, *shape: int) -> Tensor:
+def empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _convolve_fake(big: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     h, w = ((big.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
-    return _empty(big, big.shape[0], weight.shape[0], h, w)
+    return empty(big, big.shape[0], weight.shape[0], h, w)
 
 
 def _transposed_fake(
     small: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, height: int, width: int
 ) -> Tensor:
-    return _empty(small, small.shape[0], weight.shape[1], height, width)
+    return empty(small, small.shape[0], weight.shape[1], height, width)
 
 
 def _weight_fake(small: Tensor, big: Tensor, height: int, width: int, stride: int, padding: int) -> Tensor:
-    return _empty(small, small.shape[1], big.shape[1], height, width)
+    return empty(small, small.shape[1], big.shape[1], height, width)
 
 
 # ---- gradients
@@ -153,8 +167,9 @@ def _keep(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
-def _bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    return grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)).to(dtype)
+def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    # summed in float32 and rounded once, as PyTorch's is; asked for float32 it would make a copy in float32 first
+    return grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1]).sum(0).to(dtype)
 
 
 class _Convolve(torch.autograd.Function):
@@ -171,7 +186,19 @@ class _Convolve(torch.autograd.Function):
         # first, so that what is made again for it is gone when the larger gradient comes
         grad_weight = convolution_weight_gradient(grad, ctx.make(*parts), *weight.shape[2:], *ctx.steps) if of_weight else None
         grad_big = transposed_convolve(grad, weight, None, *ctx.steps, *ctx.extents) if of_big else None
-        return grad_big, grad_weight, _bias_gradient(grad, ctx.bias_dtype) if of_bias else None, None, None
+        return grad_big, grad_weight, bias_gradient(grad, ctx.bias_dtype) if of_bias else None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, t: Tensor) -> Tensor:
+        """What becomes of a tangent t of the input; for :mod:`ganfast.tangent`."""
+        found: Tensor = convolve(t, ctx.saved_tensors[0], None, *ctx.steps)
+        return found
+
+    @staticmethod
+    def weights(ctx: Any, t: Tensor, delta: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The weight, and the gradient by it of <delta, the tangent of the output>; nothing for one that does not learn."""
+        weight = ctx.saved_tensors[0]
+        return [(weight, convolution_weight_gradient(delta, t, *weight.shape[2:], *ctx.steps))] if weight.requires_grad else []
 
 
 class _Transposed(torch.autograd.Function):
@@ -180,7 +207,7 @@ class _Transposed(torch.autograd.Function):
         ctx: Any, small: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, height: int, width: int
     ) -> Tensor:
         _keep(ctx, small, weight, bias)
-        ctx.steps = stride, padding
+        ctx.steps, ctx.made = (stride, padding), (height, width)
         return _below(transposed_convolve, small, weight, bias, stride, padding, height, width)
 
     @staticmethod
@@ -190,7 +217,17 @@ class _Transposed(torch.autograd.Function):
         # first, so that what is made again for it is gone when the larger gradient comes
         grad_weight = convolution_weight_gradient(ctx.make(*parts), grad, *weight.shape[2:], *ctx.steps) if of_weight else None
         grad_small = convolve(grad, weight, None, *ctx.steps) if of_small else None
-        return grad_small, grad_weight, _bias_gradient(grad, ctx.bias_dtype) if of_bias else None, None, None, None, None
+        return grad_small, grad_weight, bias_gradient(grad, ctx.bias_dtype) if of_bias else None, None, None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, t: Tensor) -> Tensor:
+        found: Tensor = transposed_convolve(t, ctx.saved_tensors[0], None, *ctx.steps, *ctx.made)
+        return found
+
+    @staticmethod
+    def weights(ctx: Any, t: Tensor, delta: Tensor) -> list[tuple[Tensor, Tensor]]:
+        weight = ctx.saved_tensors[0]
+        return [(weight, convolution_weight_gradient(t, delta, *weight.shape[2:], *ctx.steps))] if weight.requires_grad else []
 
 
 class _WeightGradient(torch.autograd.Function):
@@ -256,6 +293,41 @@ def _choose_on_cpu(product: Product) -> None:
     library.LIBRARY.impl(product.name, chosen, "CPU")
 
 
+# ---- CUDA's choice
+
+
+def choice(name: str, reference: Callable[..., Any], kernel: Callable[..., Any], fits: Callable[..., bool]) -> Callable[..., Any]:
+    """An op on CUDA by the faster of its ``reference`` and a Triton ``kernel``, which ``GANFAST_CUDA=triton`` asks for."""
+    forced = os.environ.get("GANFAST_CUDA", "auto") != "auto"
+
+    def chosen(*arguments: Any) -> Any:
+        if not fits(*arguments):
+            return reference(*arguments)
+        if forced:
+            return kernel(*arguments)
+        ways = {"torch": lambda: reference(*arguments), "triton": lambda: kernel(*arguments)}
+        first = arguments[0]
+        shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in arguments if not isinstance(a, float))
+        precision = torch.backends.cudnn.conv.fp32_precision if first.dtype == torch.float32 else ""  # type: ignore[attr-defined]
+        return ways[tuning.fastest(f"{name} {shapes} {first.dtype} {precision}", ways, first.device)]()
+
+    return chosen
+
+
+def triton_takes(*arguments: Any) -> bool:
+    """Whether Triton's kernels compute with these: maps and a weight of one type, none of them empty."""
+    factors = [a for a in arguments if isinstance(a, Tensor) and a.dim() == 4]
+    return all(t.dtype == factors[0].dtype and t.dtype in TRITON_TYPES and t.numel() > 0 for t in factors)
+
+
+def _on_cuda(product: Product) -> Callable[..., Any] | None:
+    if not TRITON:
+        return None
+    from ganfast.kernels import convolution as kernels
+
+    return choice(product.name, product.reference, getattr(kernels, product.name), triton_takes)
+
+
 def _winograd_applies(
     small: Sequence[int], big: Sequence[int], kernel: Sequence[int], stride: int, padding: int, summed: int
 ) -> bool:
@@ -278,6 +350,7 @@ def _registered(product: Product, fake: Callable[..., Tensor], function: Callabl
         reference=product.reference,
         fake=fake,
         differentiable=Differentiable(function, product.reference),
+        on_cuda=_on_cuda(product),
     )
     if library.CPU == "cpp":
         _choose_on_cpu(product)

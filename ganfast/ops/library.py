@@ -57,18 +57,21 @@ def register(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     differentiable: Differentiable | None = None,
+    on_cuda: Callable[..., Any] | None = None,
 ) -> Op:
     """Define ``schema`` (PyTorch's schema language) and return what dispatches a call.
 
     ``reference`` serves every device that has no kernel of its own; ``fake`` gives shapes alone. Without ``differentiable``,
-    outputs are constants. ``torch.library.register_autograd`` would do the same and take more host time where arguments are
-    lists (docs/decisions.md).
+    outputs are constants. ``on_cuda`` takes the CUDA key in place of what :mod:`ganfast.backends` chose.
+    ``torch.library.register_autograd`` would do the same and take more host time where arguments are lists (docs/decisions.md).
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     kernels = "ganfast.kernels." + reference.__module__.rpartition(".")[2]
-    if CUDA == "triton" and importlib.util.find_spec(kernels):  # what is compiled registers itself
+    if on_cuda is not None:
+        LIBRARY.impl(name, on_cuda, "CUDA")
+    elif CUDA == "triton" and importlib.util.find_spec(kernels):  # what is compiled registers itself
         LIBRARY.impl(name, getattr(importlib.import_module(kernels), name), "CUDA")
     torch.library.register_fake(f"ganfast::{name}", fake, lib=LIBRARY)
     overload = getattr(torch.ops.ganfast, name).default

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ganfast.errors import InvalidType, InvalidValue, near
+from ganfast.nn import fuse
 from ganfast.recipe import About, Recipe
 from ganfast.recipes._options import Between
 
@@ -80,6 +81,8 @@ def get(name: str, **given: Any) -> Recipe:
     used = {key: _checked(name, known[key], value) for key, value in given.items() if key in known}
     resolved = {option.name: used.get(option.name, option.default) for option in known.values()}
     built = _builder(name)(**resolved)
+    for network in built.networks.values():
+        fuse(network)
     return dataclasses.replace(built, options={**resolved, **built.options})
 
 

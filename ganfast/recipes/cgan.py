@@ -13,6 +13,7 @@ from ganfast.errors import InvalidValue
 from ganfast.latent import LabelledNoise
 from ganfast.models import conditional, pair, usual_width
 from ganfast.models.shape import SampleShape
+from ganfast.nn import in_one_batch
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Architecture, Channels, Classes, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
 
@@ -41,8 +42,7 @@ def recipe(
     _, D = pair(architecture, SampleShape(channels + classes, image_size), latent_dim=1, width=width, norm=norm)
 
     def critic(nets: Named, batch: Named) -> Terms:
-        real = nets.D(batch.real, batch.labels)
-        fake = nets.D(nets.G(batch.z, batch.y), batch.y)
+        real, fake = in_one_batch(nets.D, (batch.real, batch.labels), (nets.G(batch.z, batch.y), batch.y))
         watch = {"D(real)": real.sigmoid().mean(), "D(fake)": fake.sigmoid().mean()}
         return Terms({"adversarial": losses.minimax_critic(real, fake)}, watch)
 

@@ -16,6 +16,7 @@ from ganfast import losses
 from ganfast.latent import Noise
 from ganfast.models import dcgan
 from ganfast.models.shape import SampleShape
+from ganfast.nn import in_one_batch
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Between, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
 
@@ -42,7 +43,7 @@ def recipe(
     score: Callable[[Tensor], Tensor] = {1: lambda scores: scores, 2: losses.log_odds}[outputs]
 
     def critic(nets: Named, batch: Named) -> Terms:
-        real, fake = score(nets.D(batch.real)), score(nets.D(nets.G(batch.z)))  # apart: batch statistics must not mix
+        real, fake = map(score, in_one_batch(nets.D, (batch.real,), (nets.G(batch.z),)))
         watch = {"D(real)": real.sigmoid().mean(), "D(fake)": fake.sigmoid().mean()}
         return Terms({"adversarial": losses.minimax_critic(real, fake)}, watch)
 

@@ -14,6 +14,7 @@ from ganfast import losses
 from ganfast.latent import Noise
 from ganfast.models import mlp, pair, usual_width
 from ganfast.models.shape import SampleShape
+from ganfast.nn import in_one_batch
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
 
@@ -39,7 +40,7 @@ def recipe(
     generator_minimises = {"non-saturating": losses.non_saturating_generator, "minimax": losses.minimax_generator}[generator_loss]
 
     def critic(nets: Named, batch: Named) -> Terms:
-        real, fake = nets.D(batch.real), nets.D(nets.G(batch.z))
+        real, fake = in_one_batch(nets.D, (batch.real,), (nets.G(batch.z),))
         watch = {"D(real)": real.sigmoid().mean(), "D(fake)": fake.sigmoid().mean()}
         return Terms({"adversarial": losses.minimax_critic(real, fake)}, watch)
 

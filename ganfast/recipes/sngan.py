@@ -14,7 +14,7 @@ from ganfast import losses
 from ganfast.latent import Noise
 from ganfast.models import Pair, pair, resnet, usual_width
 from ganfast.models.shape import SampleShape
-from ganfast.nn import spectral_norm_, update_spectral_norm
+from ganfast.nn import in_one_batch, spectral_norm_, update_spectral_norm
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Architecture, Between, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
 
@@ -48,7 +48,7 @@ def recipe(
     spectral_norm_(D)
 
     def critic(nets: Named, batch: Named) -> Terms:
-        real, fake = nets.D(batch.real), nets.D(nets.G(batch.z))
+        real, fake = in_one_batch(nets.D, (batch.real,), (nets.G(batch.z),))
         return Terms({"adversarial": losses.hinge_critic(real, fake)}, {"D(real)": real.mean(), "D(fake)": fake.mean()})
 
     def power_iteration(nets: Named) -> None:

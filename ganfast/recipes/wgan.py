@@ -15,6 +15,7 @@ from ganfast import losses
 from ganfast.latent import Noise
 from ganfast.models import pair, usual_width
 from ganfast.models.shape import SampleShape
+from ganfast.nn import in_one_batch
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import Architecture, Between, Channels, CriticSteps, Ema, ImageSize, LatentDim, LearningRate, Width
 
@@ -40,7 +41,7 @@ def recipe(
     G, D = pair(architecture, shape, latent_dim=latent_dim, width=width, norm=norm)
 
     def critic(nets: Named, batch: Named) -> Terms:
-        real, fake = nets.D(batch.real), nets.D(nets.G(batch.z))
+        real, fake = in_one_batch(nets.D, (batch.real,), (nets.G(batch.z),))
         watch = {"D(real)": real.mean(), "D(fake)": fake.mean()}
         return Terms({"adversarial": losses.wasserstein_critic(real, fake)}, watch)
 

@@ -16,6 +16,7 @@ from ganfast import losses
 from ganfast.latent import Noise
 from ganfast.models import pair, usual_width
 from ganfast.models.shape import SampleShape
+from ganfast.nn import in_one_batch
 from ganfast.penalties import gradient_penalty
 from ganfast.recipe import About, Named, Optimizer, Phase, Recipe, Terms
 from ganfast.recipes._options import (
@@ -66,7 +67,7 @@ def recipe(
         generated = nets.G(batch.z)
         # first: it is done with its activations when it returns, and the two other passes keep theirs
         first = penalised(nets, batch.real, generated).minimise if penalty_every == 1 else {}
-        real, fake = nets.D(batch.real), nets.D(generated)
+        real, fake = in_one_batch(nets.D, (batch.real,), (generated,))
         terms = {"adversarial": losses.wasserstein_critic(real, fake), **first}
         return Terms(terms, {"D(real)": real.mean(), "D(fake)": fake.mean()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import adam_checks
 import batch_norm_checks
 import gradient_penalty_checks
 import pytest
@@ -38,6 +39,7 @@ from spectral_norm_checks import (
     make,
 )
 
+from ganfast import optim
 from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_backward
 from ganfast.ops.gradient_penalty import interpolate, slope_penalty
 from ganfast.ops.spectral_norm import spectral_norm, spectral_norm_backward
@@ -111,6 +113,38 @@ def test_a_captured_iteration_follows_the_weights(generator: torch.Generator) ->
     graph.replay()
     for found, expected in zip(captured, step(), strict=True):
         assert torch.equal(found, expected)  # one order of sums, whatever launches it
+
+
+# ---- Adam
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", adam_checks.CHECKS)
+def test_adam(name: str, dtype: torch.dtype, generator: torch.Generator) -> None:
+    adam_checks.CHECKS[name](dtype, generator, "cuda")
+
+
+def test_a_captured_step_of_adam_follows_the_step_size(generator: torch.Generator) -> None:
+    """Captured once and replayed with another lr, and with steps that go on."""
+    parameter = torch.nn.Parameter(torch.randn(50, generator=generator).cuda())
+    twin = torch.nn.Parameter(parameter.detach().clone())
+    parameter.grad, twin.grad = torch.ones_like(parameter), torch.ones_like(parameter)
+    lr = torch.full((), 0.01, dtype=torch.float64, device="cuda")
+    ours, theirs = optim.Adam([parameter], lr=lr), torch.optim.Adam([twin], lr=0.01, fused=True)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        ours.step()
+    torch.cuda.current_stream().wait_stream(side)
+    theirs.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ours.step()
+    for new in (0.1, 0.02):
+        lr.fill_(new)
+        theirs.param_groups[0]["lr"] = new
+        graph.replay()
+        theirs.step()
+        torch.testing.assert_close(parameter, twin)
 
 
 # ---- gradient penalty

@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 
 import batch_norm_suite
+import conv_norm_suite
+import convolution_suite
 import gradient_penalty_suite
 import pytest
 import spectral_norm_suite
@@ -34,3 +36,13 @@ def test_gradient_penalty(case: str) -> None:
 @pytest.mark.parametrize("case", batch_norm_suite.suite("interpreted"))
 def test_batch_norm(case: str) -> None:
     outcomes("batch_norm").expect(case)
+
+
+@pytest.mark.parametrize("case", convolution_suite.suite("interpreted"))
+def test_convolution(case: str) -> None:
+    outcomes("convolution").expect(case)
+
+
+@pytest.mark.parametrize("case", conv_norm_suite.suite("interpreted"))
+def test_conv_norm(case: str) -> None:
+    outcomes("conv_norm").expect(case)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ganfast import models
@@ -109,9 +112,10 @@ def test_shortcuts_may_be_pooled_and_upsampled_in_either_order() -> None:
     up, down = resnet.UpBlock(3, 5).double().eval(), resnet.CriticBlock(3, 5, down=True).double()
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     upsample = nn.Upsample(scale_factor=2)
-    residual = up.conv2(torch.relu(up.norm2(up.conv1(upsample(torch.relu(up.norm1(x)))))))
+    conv1, conv2 = (partial(F.conv2d, weight=conv.weight, bias=conv.bias, padding=1) for conv in (up.conv1, down.conv2))
+    residual = up.conv2(torch.relu(up.norm2(conv1(upsample(torch.relu(up.norm1(x)))))))
     assert torch.allclose(up(x), residual + up.shortcut(upsample(x)), atol=1e-12)
-    residual = down.pool(down.conv2(torch.relu(down.conv1(torch.relu(x)))))
+    residual = down.pool(conv2(torch.relu(down.conv1(torch.relu(x)))))
     assert torch.allclose(down(x), residual + down.pool(down.shortcut(x)), atol=1e-12)
 
 
@@ -126,8 +130,8 @@ def test_maxout_is_the_largest_of_its_pieces() -> None:
 @pytest.mark.parametrize("shape", [SampleShape(1, 28), SampleShape(2, 0)])
 def test_a_conditional_pair_depends_on_the_label(shape: SampleShape) -> None:
     architecture = "dcgan" if shape.size else "mlp"
-    G, _ = models.pair(architecture, shape, latent_dim=5 + 3, width=4)
-    _, D = models.pair(architecture, SampleShape(shape.channels + 3, shape.size), latent_dim=1, width=4)
+    G, _ = models.pair(architecture, shape, latent_dim=5 + 3, width=32)
+    _, D = models.pair(architecture, SampleShape(shape.channels + 3, shape.size), latent_dim=1, width=32)
     cG, cD = conditional.Generator(G, 3).eval(), conditional.Critic(D, 3).eval()
     z = torch.randn(1, 5).expand(3, 5)
     x = cG(z, torch.arange(3))

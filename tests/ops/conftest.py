@@ -12,15 +12,29 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ganfast.ops import batch_norm, convolution, gradient_penalty, library, spectral_norm
+from ganfast.ops import (
+    adam,
+    batch_norm,
+    convolution,
+    covariance_factor,
+    covariance_update,
+    gradient_penalty,
+    library,
+    nuclear_norm,
+    spectral_norm,
+)
 
 CPP = library.CPU == "cpp" or os.environ.get("GANFAST_REQUIRE_BUILD") == "1"
 REFERENCES = {
+    "adam_": adam.adam_reference_,
     "batch_norm_act": batch_norm.batch_norm_act_reference,
     "batch_norm_act_backward": batch_norm.batch_norm_act_backward_reference,
     "convolve": convolution.convolve_reference,
     "transposed_convolve": convolution.transposed_convolve_reference,
     "convolution_weight_gradient": convolution.convolution_weight_gradient_reference,
+    "covariance_factor": covariance_factor.covariance_factor_reference,
+    "covariance_update": covariance_update.covariance_update_reference,
+    "nuclear_norm": nuclear_norm.nuclear_norm_reference,
     "power_iteration": spectral_norm.power_iteration_reference,
     "spectral_norm": spectral_norm.spectral_norm_reference,
     "spectral_norm_backward": spectral_norm.spectral_norm_backward_reference,

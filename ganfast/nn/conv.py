@@ -1,0 +1,87 @@
+"""Convolutions by ganfast's own kernels where they are there and faster (:mod:`ganfast.ops.convolution`), else by PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from ganfast.ops.convolution import convolution, serves
+
+
+class Conv2d(nn.Conv2d):
+    """``nn.Conv2d``, with the same arguments, parameters and results."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return convolve(self, input, self.weight, self.bias)
+
+
+class ConvTranspose2d(nn.ConvTranspose2d):
+    """``nn.ConvTranspose2d``, with the same arguments, parameters and results."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if output_size is not None:
+            return super().forward(input, output_size)
+        return convolve(self, input, self.weight, self.bias)
+
+
+FORWARDS: dict[Any, Callable[..., Tensor]] = {
+    nn.Conv1d.forward: F.conv1d,
+    nn.Conv2d.forward: F.conv2d,
+    nn.Conv3d.forward: F.conv3d,
+    nn.ConvTranspose1d.forward: F.conv_transpose1d,
+    nn.ConvTranspose2d.forward: F.conv_transpose2d,
+    nn.ConvTranspose3d.forward: F.conv_transpose3d,
+    Conv2d.forward: F.conv2d,
+    ConvTranspose2d.forward: F.conv_transpose2d,
+}
+"""The function that each of the forwards that are known is."""
+
+
+def plain(conv: Any) -> bool:
+    """Whether the op knows its geometry: two dimensions, no groups, no dilation, one stride and one padding."""
+    one = all(isinstance(sizes, tuple) and len(sizes) == 2 and sizes[0] == sizes[1] for sizes in (conv.stride, conv.padding))
+    return one and conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros" and not any(conv.output_padding)
+
+
+def convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a known ``conv`` makes of x with this weight and bias.
+
+    The weight is handed in, read once for all: reading a parametrised one may change it.
+    """
+    if plain(conv) and type(x) in (Tensor, nn.Parameter):
+        y = by_op(x, weight, bias, conv.stride[0], conv.padding[0], conv.transposed)
+        if y is not None:
+            return y
+    if conv.transposed:
+        transposed = FORWARDS[type(conv).forward]
+        return transposed(x, weight, bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
+    found: Tensor = conv._conv_forward(x, weight, bias)
+    return found
+
+
+def by_op(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool) -> Tensor | None:
+    """The convolution by the op, cast as autocast would, or None where the op has no kernel or PyTorch's transforms look on."""
+    dtype = lowered(x)
+    if watched() or not serves(x, weight, transposed, dtype):
+        return None
+    if dtype is not None:
+        x, weight = x.to(dtype), weight.to(dtype)
+    return convolution(x, weight, bias, stride, padding, 0 if transposed else None)
+
+
+def lowered(x: Tensor) -> torch.dtype | None:
+    """What autocast, where it is on, casts x to for a convolution."""
+    kind = x.device.type
+    on = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # which it leaves as it is
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def watched() -> bool:
+    """Whether what runs is transformed or recorded, which is for PyTorch's own operations."""
+    transforming = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return transforming or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
