@@ -41,7 +41,7 @@ def made(x: Any) -> Any:
 def convolve_between(
     conv: Any, given: Tensor | Handed, weight: Tensor, bias: Tensor | None, groups: int
 ) -> tuple[Tensor, Statistics] | None:
-    """What a known ``conv`` makes of ``given``, and the statistics of that if there are ``groups``; None without a kernel for it."""
+    """What a known ``conv`` makes of ``given``, and the statistics of that if there are ``groups``; None without a kernel."""
     x, *norm = given if isinstance(given, Handed) else (given, None, None, None, None, 1.0, 1.0)
     if type(x) not in (Tensor, nn.Parameter) or not plain(conv) or watched() or torch.compiler.is_compiling():
         return None
