@@ -24,7 +24,7 @@ help:
 	@echo "make test      lint, types, import rules and all tests"
 	@echo "make lint      the first three of these alone"
 	@echo "make format    put Python and C++ into the one style"
-	@echo "make bench     time every op against stock PyTorch, on an idle machine, into docs/results"
+	@echo "make bench     time every op and whole iterations against stock PyTorch, on an idle machine, into docs/results"
 	@echo "make learning  train every recipe for real and judge what it learned"
 	@echo "make clean     remove the environment and everything that was built"
 	@echo "PYTHON=python3.12 chooses the Python, 3.11 or newer"
@@ -53,12 +53,15 @@ format: $(VENV)/.installed-dev
 	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/.installed
-	$(BIN)/ganfast bench ops spectral_norm batch_norm convolution generator carried_scale gradient_penalty critic_step --out docs/results/ops.csv
-	for bench in spectral_norm batch_norm generator gradient_penalty; do \
+	$(BIN)/ganfast bench ops spectral_norm batch_norm convolution conv_norm resample adam generator carried_scale gradient_penalty critic_step frechet frechet_curves --out docs/results/ops.csv
+	for bench in spectral_norm batch_norm generator gradient_penalty frechet; do \
 		$(BIN)/ganfast bench plot docs/results/ops.csv docs/results/pictures/$$bench.png $$bench || exit 1; done
+	$(BIN)/ganfast bench plot docs/results/ops.csv docs/results/pictures/frechet-curves.png frechet_curves
 	$(BIN)/ganfast bench ops penalty_curves --out docs/results/penalty_curves.csv
 	$(BIN)/ganfast bench plot docs/results/penalty_curves.csv docs/results/pictures/penalty-curves.png
 	$(BIN)/python benches/memory.py
+	$(BIN)/ganfast bench training --out docs/results/training.csv
+	$(BIN)/ganfast bench plot docs/results/training.csv docs/results/pictures/training.png training
 
 learning: $(VENV)/.installed-dev
 	$(BIN)/python benches/learning.py $(LEARNING_ARGS)

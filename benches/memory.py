@@ -9,7 +9,6 @@ backward of DCGAN-64's generator.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 
@@ -23,6 +22,7 @@ from ganfast import gradient_penalty
 from ganfast.benches.ops import generator
 from ganfast.benches.ops.critic_step import three_passes
 from ganfast.benches.ops.gradient_penalty import CRITICS, LAYOUTS, double_backward, images, step
+from ganfast.benches.plain import plain
 from ganfast.losses import wasserstein_critic
 from ganfast.models import pair
 from ganfast.models.shape import SampleShape
@@ -65,8 +65,12 @@ def critics() -> None:
                 real, fake, alpha = images(batch, size, torch.device("cpu"))
                 real, fake = (data.to(memory_format=layout) for data in (real, fake))
                 stock, first, behind = (
-                    peak(step(loss, copy.deepcopy(critic), real, fake, alpha, torch.float32)) / 1e6
-                    for loss in (last(double_backward), three_passes(gradient_penalty), last(gradient_penalty))
+                    peak(step(loss, network, real, fake, alpha, torch.float32)) / 1e6
+                    for network, loss in (
+                        (plain(critic), last(double_backward)),
+                        (critic, three_passes(gradient_penalty)),
+                        (critic, last(gradient_penalty)),
+                    )
                 )
                 shares = f"ganfast {first:4.0f} MB {first / stock:.2f}   called last {behind:4.0f} MB {behind / stock:.2f}"
                 print(f"{f'{name} batch {batch}{suffix}':<36} double backward {stock:4.0f} MB   {shares}")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.benches.harness import Case
+from ganfast.benches.plain import plain
 from ganfast.models import pair
 from ganfast.models.shape import SampleShape
 from ganfast.nn import fuse
@@ -49,8 +50,8 @@ def generators(device: torch.device) -> Mapping[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for suffix, layout in LAYOUTS.items():
         laid_out = network.to(memory_format=layout)  # type: ignore[call-overload]
-        found["torch" + suffix] = copy.deepcopy(laid_out)
-        found["torch compiled" + suffix] = torch.compile(copy.deepcopy(laid_out), dynamic=False)
+        found["torch" + suffix] = plain(laid_out)
+        found["torch compiled" + suffix] = torch.compile(plain(laid_out), dynamic=False)
     found["ganfast"] = fuse(copy.deepcopy(laid_out))
     return found
 

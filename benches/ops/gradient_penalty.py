@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ganfast.benches.harness import Case
+from ganfast.benches.plain import plain
 from ganfast.models import pair
 from ganfast.models.shape import SampleShape
 from ganfast.penalties import gradient_penalty
@@ -54,7 +55,8 @@ def case(
         laid_out = copy.deepcopy(critic).to(memory_format=layout)  # type: ignore[call-overload]
         real, fake = (data.to(memory_format=layout) if data.dim() == 4 else data for data in given[:2])
         for provider, loss in losses.items():
-            providers[provider + suffix] = step(loss, laid_out, real, fake, given[2], dtype)
+            asked = plain(laid_out) if provider.startswith("torch") else laid_out
+            providers[provider + suffix] = step(loss, asked, real, fake, given[2], dtype)
     stock = tuple(provider for provider in providers if provider.startswith("torch"))
     return Case(bench, name, providers, stock=stock, dtype=dtype, device=given[0].device)
 

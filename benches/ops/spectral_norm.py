@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
 from ganfast.benches.harness import Case
+from ganfast.benches.plain import plain
 from ganfast.models import pair
 from ganfast.models.shape import SampleShape
 from ganfast.nn import from_torch_state_dict, spectral_norm_, update_spectral_norm
@@ -29,7 +30,7 @@ CRITICS = {"resnet-32": ("resnet", 32), "dcgan-64": ("dcgan", 64), "cnn-32": ("c
 def cases(device: torch.device) -> Iterator[Case]:
     for name, (architecture, size) in CRITICS.items():
         torch.manual_seed(0)
-        bare = pair(architecture, SampleShape(3, size), latent_dim=128)[1].to(device)
+        bare = plain(pair(architecture, SampleShape(3, size), latent_dim=128)[1].to(device))
         stock, ours = with_torch(copy.deepcopy(bare)), spectral_norm_(copy.deepcopy(bare), per_call=True)
         ours.load_state_dict(from_torch_state_dict(stock.state_dict()))
         layers = [layer for layer in ours.modules() if isinstance(layer, SpectrallyNormalised)]
