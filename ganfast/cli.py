@@ -229,7 +229,7 @@ def recipes_table() -> None:
     Console(width=None if terminal else 200).print(table)
 
 
-@ganfast.group(cls=HelpfulGroup, short_help="Time the kernels against stock PyTorch.")
+@ganfast.group(cls=HelpfulGroup, short_help="Time kernels and training against stock PyTorch.")
 def bench() -> None:
     """Time ganfast against the strongest stock PyTorch, in turns, in one process; keep the machine idle meanwhile."""
 
@@ -253,6 +253,33 @@ def ops(names: tuple[str, ...], device: str, out: str | None, seconds: float, th
     harness.check(target := None if out is None else Path(out))
     for name in names or benches.NAMES:
         harness.run(benches.cases(name, resolve_device(device)), target, seconds=seconds, show=click.echo)
+
+
+def _several(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> list[str]:
+    return [word for words in given for word in words.replace(",", " ").split()]
+
+
+@bench.command()
+@click.option("--recipes", multiple=True, callback=_several, help="dcgan, wgan-gp, sngan; several with commas  [default: all]")
+@click.option("--batch", multiple=True, default=["32,64"], show_default="32,64", callback=_several, help="several with commas")
+@click.option("--device", default="auto", show_default=True, help="auto takes a GPU where there is one; cpu, cuda, cuda:1")
+@click.option("--out", help="a CSV file that the rows are added to")
+@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0.01), help="for each provider of a case")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores unless given")
+def training(recipes: list[str], batch: list[str], device: str, out: str | None, seconds: float, threads: int | None) -> None:
+    """Whole iterations of the engine, against the fastest modes of the same loops in stock PyTorch."""
+    import torch
+
+    from ganfast.benches.training import suite
+    from ganfast.engine.settings import resolve_device
+
+    batches = [int(size) if size.isdecimal() else 0 for size in batch]
+    if not batches or min(batches) < 2:
+        raise InvalidValue(f"--batch: expected whole numbers of at least 2, got {' '.join(batch) or 'none'}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    suite.check(target := None if out is None else Path(out))
+    suite.run(recipes, batches, target, device=resolve_device(device), seconds=seconds, show=click.echo)
 
 
 @bench.command()

@@ -124,4 +124,4 @@ def test_import_ganfast_is_light() -> None:
 def test_every_package_folder_is_installed() -> None:
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "ganfast").rglob("__init__.py")}
-    assert listed == folders | {"ganfast.kernels", "ganfast.benches", "ganfast.benches.ops"}
+    assert listed == folders | {"ganfast.kernels", "ganfast.benches", "ganfast.benches.ops", "ganfast.benches.training"}
