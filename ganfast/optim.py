@@ -29,7 +29,10 @@ class Adam(torch.optim.Adam):
     _pull = 0.0
 
     def __init__(self, params: Any, *arguments: Any, **settings: Any) -> None:
-        super().__init__(params, *arguments, **{"fused": True, **settings})
+        params = list(params)
+        complexes = any(isinstance(p, Tensor) and p.is_complex() for p in params)
+        fused = not (complexes or settings.get("foreach") or settings.get("differentiable"))
+        super().__init__(params, *arguments, **{"fused": fused, **settings})
 
     def follow(self, averages: dict[Tensor, Tensor], pull: float) -> None:
         """``averages`` by parameter: the next step takes out those that it moves by ``pull`` of the way, and leaves the rest."""

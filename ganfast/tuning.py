@@ -9,13 +9,14 @@ measures for itself.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,25 @@ def _read() -> dict[str, dict[str, Any]]:
 
 def _stored(machine: str, name: str, candidates: Collection[str], measured: str) -> str:
     """What holds from now on: ``measured``, unless another process was the first."""
-    found = _read()
-    choices = found.setdefault(machine, {})
-    if (earlier := choices.get(name)) in list(candidates):
-        return str(earlier)
-    choices[name] = measured
-    if file := _file():
-        with contextlib.suppress(Error, OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps(found, indent=1, sort_keys=True).encode())
+    with _alone():
+        found = _read()
+        choices = found.setdefault(machine, {})
+        if (earlier := choices.get(name)) in list(candidates):
+            return str(earlier)
+        choices[name] = measured
+        if file := _file():
+            with contextlib.suppress(Error, OSError):
+                write_atomically(file, json.dumps(found, indent=1, sort_keys=True).encode())
     return measured
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """No other process reads and writes meanwhile, where locking is to be had: what one writes another would lose."""
+    with contextlib.ExitStack() as stack:
+        if file := _file():
+            with contextlib.suppress(OSError):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context(file.with_suffix(".lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

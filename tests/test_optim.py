@@ -277,3 +277,20 @@ def test_copies_go_on_alike(copied: Callable[[Any], Any], steps_by_op: list[int]
     twin.step()
     assert_same(other, net)
     assert len(steps_by_op) == 3
+
+
+def test_what_pytorchs_fused_kernel_refuses_is_pytorchs_other_ones() -> None:
+    ours, theirs = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    for parameter, kind in ((ours, Adam), (theirs, torch.optim.Adam)):
+        parameter.grad = torch.tensor([1.0, -2.0, 3.0])
+        kind([parameter], lr=0.1, foreach=True).step()
+    assert torch.allclose(ours, theirs, rtol=1e-6)
+    assert not Adam([ours], differentiable=True).param_groups[0]["fused"]
+
+
+def test_complex_parameters_step() -> None:
+    ours, theirs = (nn.Parameter(torch.ones(3, dtype=torch.complex64)) for _ in range(2))
+    for parameter, kind in ((ours, Adam), (theirs, torch.optim.Adam)):
+        parameter.grad = torch.full((3,), 1 + 1j)
+        kind([parameter], lr=0.1).step()
+    assert torch.allclose(ours, theirs, rtol=1e-6)

@@ -44,7 +44,8 @@ def cases(device: torch.device) -> Iterator[Case]:
                     )
 
 
-def stepping(network: nn.Module, kind: type[torch.optim.Optimizer], averaged: bool) -> functools.partial[None]:
+def stepping(network: nn.Module, kind: type[torch.optim.Optimizer], averaged: bool) -> functools.partial[dict[int, Tensor]]:
+    torch.manual_seed(0)
     parameters = list(network.parameters())
     for p in parameters:
         p.grad = torch.randn_like(p)
@@ -52,10 +53,11 @@ def stepping(network: nn.Module, kind: type[torch.optim.Optimizer], averaged: bo
     return functools.partial(step, kind(parameters, **SETTINGS), parameters, averages)
 
 
-def step(optimizer: torch.optim.Optimizer, parameters: list[Tensor], averages: list[Tensor]) -> None:
+def step(optimizer: torch.optim.Optimizer, parameters: list[Tensor], averages: list[Tensor]) -> dict[int, Tensor]:
     if averages and isinstance(optimizer, Adam):
         optimizer.follow(dict(zip(parameters, averages, strict=True)), PULL)
     optimizer.step()
     if averages and not isinstance(optimizer, Adam):
         with torch.no_grad():
             torch._foreach_lerp_(averages, parameters, PULL)
+    return dict(enumerate(tensor.detach() for tensor in (*parameters, *averages)))

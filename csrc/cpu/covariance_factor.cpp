@@ -1,6 +1,7 @@
 // A covariance's factor on the CPU: Cholesky with complete pivoting; the maths is on the page ganfast/ops/covariance_factor.py.
 //
-// The next pivot is the largest entry of the diagonal that is left. Columns of the factor are made SPAN at a time, each from the
+// The next pivot is the largest entry of the diagonal that is left, but for features of which only rounding is left: those
+// become no pivots. Columns of the factor are made SPAN at a time, each from the
 // matrix as it was before the span and from the span's columns before it; then the rest of the matrix is brought up to date at
 // once, which is a product of matrices and nearly all of the work: n^3 / 3 flops for full rank.
 #include <torch/csrc/stable/library.h>
@@ -23,22 +24,27 @@ class Factorisation {
 public:
     // Of `a`, whose upper triangle is used up. Writes the factor's columns to the columns of `factor`, which holds zeros.
     Factorisation(const Matrix& a, const Matrix& factor)
-        : a_(a), factor_(factor), order_(a.rows), left_(a.rows), span_(doubles(SPAN * a.rows)) {
+        : a_(a), factor_(factor), order_(a.rows), left_(a.rows), deviation_(a.rows), span_(doubles(SPAN * a.rows)) {
         std::iota(order_.begin(), order_.end(), 0);
         for (int64_t i = 0; i < a.rows; ++i) left_[i] = *a.part(i, i, 1, 1).data;
         const double most = *std::max_element(left_.begin(), left_.end());
-        least_ = std::numeric_limits<double>::epsilon() * a.rows * most;
+        for (int64_t i = 0; i < a.rows; ++i) {
+            deviation_[i] = std::sqrt(left_[i] > 0 ? left_[i] : std::max(0.0, most));
+            drop_rounding(i);
+        }
         while (rank_ < a.rows && add_span()) {
         }
     }
 
     int64_t rank() const { return rank_; }
 
-    // The largest magnitude of what is not in the factor.
+    // The largest magnitude of what is not in the factor, as a share of the two features' standard deviations.
     double rest() const {
         double most = 0;
+        std::vector<double> share(a_.rows);
+        for (int64_t i = rank_; i < a_.rows; ++i) share[i] = unit_of(i);
         for (int64_t r = rank_; r < a_.rows; ++r) {
-            for (int64_t c = r; c < a_.columns; ++c) most = std::max(most, std::abs(a_.row(r)[c]));
+            for (int64_t c = r; c < a_.columns; ++c) most = std::max(most, std::abs(a_.row(r)[c]) * share[r] * share[c]);
         }
         return most;
     }
@@ -48,31 +54,51 @@ private:
     bool add_span() {
         const int64_t begin = rank_, end = std::min(begin + SPAN, a_.rows);
         bool more = true;
-        while (rank_ < end && (more = add_column(begin))) ++rank_;
+        while (rank_ < end && (more = find_pivot(begin))) {
+            if (add_column(begin)) ++rank_;
+        }
         write_span(begin);
         subtract_span(begin);
         return more;
     }
 
+    double unit_of(int64_t i) const { return deviation_[i] > 0 ? 1 / deviation_[i] : 1; }
+
+    void drop_rounding(int64_t i) {
+        if (!(left_[i] > std::numeric_limits<double>::epsilon() * a_.rows * deviation_[i] * deviation_[i])) left_[i] = 0;
+    }
+
+    bool find_pivot(int64_t begin) {
+        const int64_t pivot = std::max_element(left_.begin() + rank_, left_.end()) - left_.begin();
+        if (!(left_[pivot] > 0)) return false;
+        exchange(begin, rank_, pivot);
+        return true;
+    }
+
+    // False where the pivot turns out to be rounding, and is dropped.
     bool add_column(int64_t begin) {
-        const int64_t size = a_.rows, j = rank_, pivot = std::max_element(left_.begin() + j, left_.end()) - left_.begin();
-        if (!(left_[pivot] > least_)) return false;
-        exchange(begin, j, pivot);
+        const int64_t size = a_.rows, j = rank_;
         double* column = span_row(j - begin);
         double weights[SPAN];
         for (int64_t k = begin; k < j; ++k) weights[k - begin] = -span_row(k - begin)[j];
         std::copy(a_.row(j) + j, a_.row(j) + size, column + j);
         add_rows(span_.get() + j, size, weights, j - begin, column + j, size - j);
-        // in a positive matrix no entry exceeds the largest of the diagonal: one that does is rounding, or a negative eigenvalue
+        // in a positive matrix no entry exceeds the root of the product of its two diagonal ones: where one does, by more than
+        // the pivot's own share of its feature's variance, the pivot is rounding, or part of a negative eigenvalue
         constexpr double TOLERANCE = 1 + 1e-6;
+        const double root = std::sqrt(left_[j]), limit = TOLERANCE * root, share = root / deviation_[j];
         for (int64_t i = j + 1; i < size; ++i) {
-            if (!(std::abs(column[i]) <= TOLERANCE * left_[j])) return false;
+            const double entry = std::abs(column[i]);
+            if (!(entry <= limit * share * deviation_[i] || entry <= limit * std::sqrt(left_[i]))) {
+                left_[j] = 0;
+                return false;
+            }
         }
-        const double root = std::sqrt(left_[j]);
         column[j] = root;
         for (int64_t i = j + 1; i < size; ++i) {
             column[i] /= root;
             left_[i] -= column[i] * column[i];
+            drop_rounding(i);
         }
         return true;
     }
@@ -84,6 +110,7 @@ private:
         std::swap_ranges(a_.row(j) + pivot + 1, a_.row(j) + a_.rows, a_.row(pivot) + pivot + 1);
         std::swap(a_.row(j)[j], a_.row(pivot)[pivot]);
         std::swap(left_[j], left_[pivot]);
+        std::swap(deviation_[j], deviation_[pivot]);
         std::swap(order_[j], order_[pivot]);
         for (int64_t k = begin; k < j; ++k) std::swap(span_row(k - begin)[j], span_row(k - begin)[pivot]);
     }
@@ -115,19 +142,25 @@ private:
     double* span_row(int64_t k) const { return span_.get() + k * a_.rows; }
 
     const Matrix a_, factor_;
-    std::vector<int64_t> order_;  // where each row and column was before all exchanges
-    std::vector<double> left_;    // the diagonal of what is left
-    const Doubles64 span_;        // columns of the factor that the matrix does not know of yet, as rows
-    double least_;
+    std::vector<int64_t> order_;     // where each row and column was before all exchanges
+    std::vector<double> left_;       // the diagonal of what is left, zero where a feature becomes no pivot
+    std::vector<double> deviation_;  // the root of each feature's variance, of the largest one for those that are not positive
+    const Doubles64 span_;           // columns of the factor that the matrix does not know of yet, as rows
     int64_t rank_ = 0;
 };
 
-// The upper triangle of x's symmetric part to `a`. Returns the largest difference of an entry and its mirror image; NaN where an
-// entry is NaN or infinite.
+// The upper triangle of x's symmetric part to `a`. Returns the largest difference of an entry and its mirror image, as a share of
+// the two features' standard deviations; NaN where an entry is NaN or infinite.
 double symmetrise(const double* x, const Matrix& a) {
     constexpr int64_t SIDE = 8;  // lines of columns that are read at a time
     const int64_t size = a.rows, blocks = (size + SIDE - 1) / SIDE;
-    std::vector<double> most(blocks);
+    std::vector<double> most(blocks), share(size);
+    double largest = 0;
+    for (int64_t i = 0; i < size; ++i) largest = std::max(largest, x[i * size + i]);
+    for (int64_t i = 0; i < size; ++i) {
+        const double own = x[i * size + i] > 0 ? x[i * size + i] : largest;
+        share[i] = own > 0 ? 1 / std::sqrt(own) : 1;
+    }
     in_parallel(blocks, [&](int64_t block) {
         double apart = 0, spoiled = 0;
         const int64_t first = block * SIDE, last = std::min(size, first + SIDE);
@@ -136,7 +169,7 @@ double symmetrise(const double* x, const Matrix& a) {
                 for (int64_t c = std::max(r, begin); c < std::min(size, begin + SIDE); ++c) {
                     const double one = x[r * size + c], mirrored = x[c * size + r];
                     a.row(r)[c] = one / 2 + mirrored / 2;
-                    apart = std::max(apart, std::abs(one - mirrored));
+                    apart = std::max(apart, std::abs(one - mirrored) * share[r] * share[c]);
                     spoiled += (one - one) + (mirrored - mirrored);  // zero, or NaN
                 }
             }

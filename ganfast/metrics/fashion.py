@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ganfast.errors import Damaged, InvalidType, InvalidValue
-from ganfast.metrics.frechet import feature_statistics, frechet_distance, tensor
+from ganfast.metrics.frechet import distance_between, feature_statistics, fitted, gaussian, tensor
 
 FRECHET_NAME = "FD[fashion-cnn]"
 CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -81,7 +81,11 @@ def card() -> dict[str, Any]:
 
 def features(images: Images) -> Tensor:
     """128 features of each image (n, H, W, 1 or 3) uint8, see :func:`prepared`; float32, on the images' device."""
-    return _map(images, lambda network: network.trunk)
+    return _features(images, "images")
+
+
+def _features(images: Images, side: str) -> Tensor:
+    return _map(images, lambda network: network.trunk, side)
 
 
 def logits(images: Images) -> Tensor:
@@ -111,8 +115,9 @@ def fashion_statistics(images: Images) -> Statistics:
 
 def fashion_frechet(fake: Images, real: Images | Statistics) -> float:
     """``FD[fashion-cnn]``: Frechet distance between generated images and real ones, or their :func:`fashion_statistics`."""
-    reference = real if isinstance(real, tuple) else fashion_statistics(real)
-    return frechet_distance(*fashion_statistics(fake), *reference)
+    made = fitted(_features(fake, "fake"), "fake")
+    reference = gaussian(*real, " of real") if isinstance(real, tuple) else fitted(_features(real, "real"), "real")
+    return float(distance_between(made, reference, "fake", "real"))
 
 
 def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
@@ -125,15 +130,15 @@ def _classifier(device: torch.device) -> FashionCNN:
 
 
 @torch.no_grad()
-def _map(images: Images, part: Callable[[FashionCNN], nn.Module]) -> Tensor:
+def _map(images: Images, part: Callable[[FashionCNN], nn.Module], side: str = "images") -> Tensor:
     if images.dtype not in (torch.uint8, np.uint8):
-        raise InvalidType(f"expected images in uint8, got {images.dtype}")
+        raise InvalidType(f"expected {side} in uint8, got {images.dtype}")
     if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-        raise InvalidValue(f"expected images (n, H, W, 1 or 3) with n >= 1, got {tuple(images.shape)}")
+        raise InvalidValue(f"expected {side} (n, H, W, 1 or 3) with n >= 1, got {tuple(images.shape)}")
     device = images.device if isinstance(images, Tensor) else torch.device("cpu")
     network = part(_classifier(device))
     # each chunk is copied from an array: torch warns of read-only ones, and a data set's memory map is read piece by piece
-    chunks = (tensor(images[start : start + _CHUNK]) for start in range(0, len(images), _CHUNK))
+    chunks = (tensor(images[start : start + _CHUNK], side) for start in range(0, len(images), _CHUNK))
     with torch.autocast(device.type, enabled=False):
         return torch.cat([network(prepared(chunk)) for chunk in chunks])
 

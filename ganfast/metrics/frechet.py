@@ -22,16 +22,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ganfast.errors import InvalidValue
+from ganfast.errors import InvalidType, InvalidValue
 from ganfast.metrics.moments import Moments
 from ganfast.ops.covariance_factor import covariance_factor
 from ganfast.ops.nuclear_norm import nuclear_norm
 
 Array = NDArray[Any] | Tensor
 
-# how far a covariance kept in float32 may be from symmetric and from positive, as a share of its largest entry, a diagonal one
-_FLOAT32_ROUNDING = 1e-5
+# How far a covariance may be from symmetric and from positive, as a share of its two features' deviations: what it is off by
+# that was kept in float32 on its way, whatever type it has now.
+_ROUNDING = 1e-5
+# Of features: so that the squares of as many as an int64 counts can be added up in float64.
+_LARGEST = 1e144
 
 
 class Gaussian(NamedTuple):
@@ -49,12 +53,14 @@ def frechet_distance(mu1: Array, cov1: Array, mu2: Array, cov2: Array) -> Any: .
 def frechet_distance(mu1: Array, cov1: Array, mu2: Array, cov2: Array) -> Any:
     """Squared Frechet distance of N(mu1, cov1) and N(mu2, cov2), in squared feature units; at least zero.
 
-    Means (D,) and covariances (D, D), arrays or tensors of any floating type; covariances may be singular. Returns a float, or
-    a scalar tensor in float64 with a graph where an argument requires a gradient. That is of first order; where a covariance is
-    singular it is the gradient within its range, beyond which the distance has a kink.
+    Means (D,) of any type of real numbers, covariances (D, D) in float32 or float64, arrays or tensors; covariances may be
+    singular. What float32 may have done to a covariance is forgiven in float32 alone. Returns a float, or a scalar tensor in
+    float64 with a graph where an argument requires a gradient. That is of first order; where a covariance is singular it is the
+    gradient within its range, beyond which the distance has a kink.
 
-    Raises InvalidValue that names the argument: shapes that do not fit, NaN or Inf, a covariance that is not symmetric or has a
-    negative eigenvalue.
+    Raises InvalidType that names the argument: no real numbers, covariances of another type. Raises InvalidValue that does:
+    shapes that do not fit, NaN or Inf, numbers too large to square, a covariance that is not symmetric or has a negative
+    eigenvalue. Dual numbers and torch.func's transforms have no way through a covariance: NotImplementedError.
     """
     return distance_between(gaussian(mu1, cov1, "1"), gaussian(mu2, cov2, "2"), "mu1", "mu2")
 
@@ -70,7 +76,8 @@ def frechet_distance_from_features(x: Array, y: Array) -> Any:
     at most D samples is never made into a covariance, and takes time in proportion to D; where both sides are such, the
     gradient can be differentiated once more.
 
-    Raises InvalidValue that names the side: fewer than two samples, NaN or Inf, shapes that do not fit.
+    Raises InvalidType that names the side: no real numbers. Raises InvalidValue that does: fewer than two samples, NaN or Inf,
+    numbers too large to square, shapes that do not fit.
     """
     return distance_between(fitted(x, "x"), fitted(y, "y"), "x", "y")
 
@@ -83,14 +90,26 @@ def distance_between(one: Gaussian, other: Gaussian, name: str, other_name: str)
     other = Gaussian(*(part.to(one.mean.device) for part in other))
     shared = nuclear_norm(one.factor.T @ other.factor)
     distance = (one.mean - other.mean).square().sum() + one.trace + other.trace - 2 * shared
-    return distance.clamp(min=0) if distance.requires_grad else max(0.0, distance.item())
+    value = distance.detach()
+    if not value.isfinite():
+        raise InvalidValue(f"the distance of {name} and {other_name} is {value.item()}: numbers too large to square")
+    # below zero is rounding, and no reason to forget the gradient
+    return value.clamp(min=0) + (distance - value) if _tracked(distance) else max(0.0, value.item())
+
+
+def _tracked(tensor: Tensor) -> bool:
+    """Whether there is a derivative to keep: a graph, a dual number, or one of torch.func's transforms."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return True
+    dual = forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+    return dual or (tensor.requires_grad and torch.is_grad_enabled())
 
 
 def fitted(features: Array, side: str) -> Gaussian:
     """The Gaussian of features (N, D); ``side`` is what errors call them."""
     rows = _rows(features, side)
     if len(rows) > rows.shape[1]:
-        return gaussian(*_mean_and_covariance(rows), side)
+        return _factored(*_mean_and_covariance(rows), side)
     mean = rows.mean(dim=0, dtype=torch.float64)
     factor = ((rows - mean) / (len(rows) - 1) ** 0.5).T
     return Gaussian(mean, factor.square().sum(), factor)
@@ -103,7 +122,7 @@ def feature_statistics(features: Array, side: str) -> tuple[Tensor, Tensor]:
 
 def _mean_and_covariance(rows: Tensor) -> tuple[Tensor, Tensor]:
     mean = rows.mean(dim=0, dtype=torch.float64)
-    if not (rows.requires_grad and torch.is_grad_enabled()):
+    if not _tracked(rows):
         moments = Moments.of_none(mean)
         moments.add(rows)
         return moments.mean, moments.scatter / (moments.count - 1)
@@ -112,46 +131,79 @@ def _mean_and_covariance(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows(features: Array, side: str) -> Tensor:
-    rows = _with_graph(features)
+    rows = as_tensor(features, side)
     if rows.dim() != 2 or rows.shape[1] == 0:
         raise InvalidValue(f"{side}: expected features (N, D), got {tuple(rows.shape)}")
     if len(rows) < 2:
         raise InvalidValue(f"{side}: a covariance needs at least two samples, got {len(rows)}")
-    check_finite(rows, side)
-    return rows if rows.is_floating_point() else rows.double()
+    rows = as_floats(rows)
+    check_numbers(rows, side)
+    return rows
 
 
 def gaussian(mu: Array, cov: Array, side: str) -> Gaussian:
-    """N(mu, cov) with its factor; raises InvalidValue that names ``mu{side}`` and ``cov{side}``."""
-    mean, covariance = _with_graph(mu), _with_graph(cov)
+    """N(mu, cov) with its factor; raises InvalidType and InvalidValue that name ``mu{side}`` and ``cov{side}``."""
+    mean, covariance = as_tensor(mu, f"mu{side}"), as_tensor(cov, f"cov{side}")
     if mean.dim() != 1 or len(mean) == 0 or covariance.shape != (len(mean), len(mean)):
         got = f"mu{side} {tuple(mean.shape)} and cov{side} {tuple(covariance.shape)}"
         raise InvalidValue(f"expected mu{side} (D,) and cov{side} (D, D), got {got}")
-    check_finite(mean, f"mu{side}")
+    if covariance.is_floating_point() and covariance.dtype not in (torch.float32, torch.float64):
+        raise InvalidType(f"cov{side}: expected float32 or float64, got {covariance.dtype}")
+    mean = mean.double()
+    check_numbers(mean, f"mu{side}")
+    check_numbers(covariance, f"cov{side}", _LARGEST**2)
+    return _factored(mean, covariance, f"cov{side}")
+
+
+def _factored(mean: Tensor, covariance: Tensor, name: str) -> Gaussian:
     covariance = covariance.double()
     factor, rank, rest, asymmetry = covariance_factor(covariance)
-    if rest.isnan():
-        check_finite(covariance, f"cov{side}")
-    noise = _FLOAT32_ROUNDING * covariance.detach().diagonal().abs().amax().item()
-    if not asymmetry <= noise:
-        raise InvalidValue(f"cov{side} is not symmetric: entries differ from their mirror image by up to {asymmetry.item():.3g}")
-    if not rest <= noise:
+    if not asymmetry <= _ROUNDING:
+        apart = (covariance - covariance.T).detach().abs().amax().item()
+        raise InvalidValue(f"{name} is not symmetric: entries differ from their mirror image by up to {apart:.3g}")
+    if not rest <= _ROUNDING or (covariance.diagonal() < 0).any():
         lowest = torch.linalg.eigvalsh(covariance.detach())[0].item()
-        raise InvalidValue(f"cov{side} is no covariance: it has the eigenvalue {lowest:.3g}")
+        raise InvalidValue(f"{name} is no covariance: it has the eigenvalue {lowest:.3g}")
     return Gaussian(mean.to(covariance), covariance.trace(), factor[:, : int(rank)])
 
 
-def tensor(array: Array) -> Tensor:
+def tensor(array: Array, name: str = "the array") -> Tensor:
     """The values without their graph."""
-    return _with_graph(array).detach()
+    return as_tensor(array, name).detach()
 
 
-def _with_graph(array: Array) -> Tensor:
-    """Arrays are copied, since torch warns of read-only ones, such as memory maps."""
-    return array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
+def as_tensor(array: Array, name: str) -> Tensor:
+    """An array or a tensor of real numbers as a tensor, with its graph; raises InvalidType that names it."""
+    if isinstance(array, Tensor):
+        if array.is_complex() or array.layout != torch.strided:
+            raise InvalidType(f"{name}: expected dense real numbers, got {array.dtype} in {array.layout}")
+        return array
+    try:
+        # copied, since torch warns of read-only ones, such as memory maps
+        values = np.array(array)
+    except (ValueError, TypeError) as error:
+        raise InvalidType(f"{name}: expected an array or a tensor, got {type(array).__name__}: {error}") from None
+    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8 or not values.dtype.isnative:
+        raise InvalidType(
+            f"{name}: expected real numbers of at most 64 bits in this machine's byte order, got {values.dtype.str}"
+        )
+    return torch.from_numpy(values)
 
 
-def check_finite(array: Tensor, name: str) -> None:
-    """Raises InvalidValue that counts NaN and Inf."""
-    if not array.sum(dtype=torch.float64).isfinite() and (bad := int((~array.isfinite()).sum())):
+def as_floats(numbers: Tensor) -> Tensor:
+    """In float64, but for the types that all torch ops take."""
+    return numbers if numbers.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16) else numbers.double()
+
+
+def check_numbers(array: Tensor, name: str, largest: float = _LARGEST) -> None:
+    """Raises InvalidValue that counts NaN and Inf, or tells of numbers whose squares would not add up."""
+    if array.numel() == 0:
+        return
+    array = array.detach()
+    low, high = (extreme.item() for extreme in array.aminmax())  # both NaN where one value is
+    reach = max(-low, high)
+    if reach <= largest:
+        return
+    if bad := int((~array.isfinite()).sum()):
         raise InvalidValue(f"{name} holds {bad} values that are NaN or Inf, of {array.numel()}")
+    raise InvalidValue(f"{name} holds numbers too large to square and add up in float64: {reach:.3g}, at most {largest:.3g}")

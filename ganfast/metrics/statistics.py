@@ -14,23 +14,21 @@ from __future__ import annotations
 
 import functools
 import io
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ganfast.errors import InvalidData, InvalidValue, NotFound
+from ganfast.errors import InvalidData, InvalidType, InvalidValue, NotFound
 from ganfast.files import write_atomically
-from ganfast.metrics.frechet import Array, Gaussian, check_finite, distance_between, gaussian, tensor
+from ganfast.metrics.frechet import Array, Gaussian, as_floats, check_numbers, distance_between, gaussian, tensor
 from ganfast.metrics.moments import Moments
 
 BLOCK = 1024  # rows that are summed at a time: 8 MB of 2048 float32 features
-_BROKEN = (ValueError, TypeError, EOFError, OSError, KeyError, SyntaxError, zlib.error, zipfile.BadZipFile, NotImplementedError)
 
 
 class FeatureStatistics:
@@ -42,30 +40,33 @@ class FeatureStatistics:
     def __init__(self) -> None:
         self._moments: Moments | None = None  # of all full blocks
         self._waiting: list[Tensor] = []  # the rows of the block that is not full
+        self._held = 0  # how many those are
         self._given: tuple[Tensor, Tensor] | None = None  # mean and covariance that came without a count
 
     def update(self, features: Array) -> None:
-        """Add features (N, D), of any floating type, N >= 0.
+        """Add features (N, D), of any type of real numbers, N >= 0.
 
-        Raises InvalidValue, and adds nothing: not two-dimensional, another D than before, NaN or Inf.
+        Raises InvalidType, and adds nothing: no real numbers. Raises InvalidValue, and adds nothing: not two-dimensional, another
+        D than before, NaN or Inf, numbers too large to square.
         """
-        rows = tensor(features)
+        rows = tensor(features, "the batch")
         if rows.dim() != 2 or rows.shape[1] == 0:
             raise InvalidValue(f"expected features (N, D), got {tuple(rows.shape)}")
         if self._given:
             raise InvalidValue("these statistics came without their count: nothing can be added to them")
         if self.width not in (0, rows.shape[1]):
             raise InvalidValue(f"expected features (N, {self.width}) as before, got {tuple(rows.shape)}")
-        rows = rows if rows.is_floating_point() else rows.double()
-        check_finite(rows, "the batch")
+        rows = as_floats(rows)
+        check_numbers(rows, "the batch")
         self.__dict__.pop("gaussian", None)
         while len(rows):
-            head = rows[: BLOCK - sum(map(len, self._waiting))]
+            head = rows[: BLOCK - self._held]
             rows = rows[len(head) :]
             # a copy, where it waits for more: its owner may write something else there meanwhile
             self._waiting.append(head.clone() if len(rows) == 0 else head)
-            if sum(map(len, self._waiting)) == BLOCK:
-                self._moments, self._waiting = self._summed(), []
+            self._held += len(head)
+            if self._held == BLOCK:
+                self._moments, self._waiting, self._held = self._summed(), [], 0
 
     def _summed(self) -> Moments | None:
         """Everything, what waits included."""
@@ -91,7 +92,7 @@ class FeatureStatistics:
     @property
     def count(self) -> int | None:
         """How many features there were; None where a file did not tell."""
-        return None if self._given else (self._moments.count if self._moments else 0) + sum(map(len, self._waiting))
+        return None if self._given else (self._moments.count if self._moments else 0) + self._held
 
     @property
     def mean(self) -> Tensor:
@@ -121,7 +122,14 @@ class FeatureStatistics:
 
     def frechet_distance(self, other: FeatureStatistics) -> float:
         """Squared distance, see :func:`ganfast.metrics.frechet_distance`. A side is factored once, however often it is asked."""
-        return float(distance_between(self.gaussian, other.gaussian, "these statistics", "the other ones"))
+        one, another = "these statistics", "the other ones"
+        return float(distance_between(self._named(one), other._named(another), one, another))
+
+    def _named(self, name: str) -> Gaussian:
+        try:
+            return self.gaussian
+        except InvalidValue as error:
+            raise InvalidValue(f"{name}: {error}") from None
 
     # ---- several of them
 
@@ -141,8 +149,10 @@ class FeatureStatistics:
     def all_reduce(self, group: Any = None) -> FeatureStatistics:
         """Those of the features of all processes of a torch.distributed group. Every process calls it, and gets the same.
 
-        Raises InvalidValue, in every process, where D differs, or a count is not known.
+        Raises InvalidValue, in every process, where D differs, or a count is not known; and in a process outside of the group.
         """
+        if torch.distributed.get_rank(group) < 0:
+            raise InvalidValue("this process is not in the group whose statistics it asks for")
         facts: list[Any] = [None] * torch.distributed.get_world_size(group)
         torch.distributed.all_gather_object(facts, (self.count, self.width), group=group)
         counts, widths = [count for count, _ in facts], {width for count, width in facts if count != 0}
@@ -175,44 +185,62 @@ class FeatureStatistics:
     def save(self, path: Path | str) -> None:
         """Write an npz with ``mu`` and ``sigma``, as pytorch-fid and clean-fid do, and ``count`` where it is known. Atomically.
 
-        Raises InvalidValue with fewer than two features, NotWritable.
+        Raises InvalidValue with fewer than two features, or where ``path`` names no file; NotWritable.
         """
         arrays = {"mu": self.mean.cpu().numpy(), "sigma": self.covariance.cpu().numpy()}
         if self.count is not None:
             arrays["count"] = np.array(self.count)
         file = io.BytesIO()
         np.savez(file, **arrays)  # type: ignore[arg-type]
-        write_atomically(Path(path), file.getvalue())
+        try:
+            write_atomically(Path(path), file.getvalue())
+        except ValueError as error:
+            raise InvalidValue(f"expected the path of a file, got {str(path)!r}: {error}") from None
 
     @classmethod
     def load(cls, path: Path | str) -> FeatureStatistics:
         """Read what :meth:`save`, pytorch-fid or clean-fid wrote. Without a count they take no more features, and do not merge.
 
-        Raises NotFound, InvalidData: no npz, no ``mu`` and ``sigma``, shapes that do not fit, NaN or Inf, a negative eigenvalue.
+        Statistics in float32 become a covariance without what rounding made of its zero eigenvalues.
+
+        Raises NotFound, InvalidData: no npz, no ``mu`` and ``sigma``, no real numbers, shapes that do not fit, NaN or Inf, a
+        negative eigenvalue, a count that is no whole number from 2 on.
         """
         path = Path(path)
         if not path.exists():
             raise NotFound(f"{path} does not exist")
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                mu, sigma = (tensor(np.asarray(arrays[name], dtype=np.float64)) for name in ("mu", "sigma"))
-                count = int(arrays["count"]) if "count" in arrays else None
-        except _BROKEN as error:
+                mu, sigma = (_native(arrays[name]) for name in ("mu", "sigma"))
+                count = arrays.get("count")
+        except Exception as error:  # a damaged one fails as archives, decompressors, parsers and memory do
             raise InvalidData(f"{path} cannot be read as statistics, an npz of mu and sigma: {error}") from None
         loaded = cls()
-        loaded._given = mu, sigma
         try:
-            checked = loaded.gaussian
-        except InvalidValue as error:
+            checked = gaussian(mu, sigma, "")
+        except (InvalidValue, InvalidType) as error:
             raise InvalidData(f"{path}: {error}") from None
+        covariance = checked.factor @ checked.factor.T if sigma.dtype == np.float32 else torch.from_numpy(sigma)
         if count is None:
-            return loaded
-        if count < 2:
-            raise InvalidData(f"{path}: a covariance needs at least two samples, and the count is {count}")
-        counted = cls()
-        counted._moments = Moments(count, mu, torch.zeros_like(mu), sigma * (count - 1))
-        counted.__dict__["gaussian"] = checked
-        return counted
+            loaded._given = checked.mean, covariance
+        else:
+            samples = _whole(count, path)
+            loaded._moments = Moments(samples, checked.mean, torch.zeros_like(checked.mean), covariance * (samples - 1))
+        loaded.__dict__["gaussian"] = checked
+        return loaded
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    """In this machine's byte order."""
+    return np.array(array, dtype=array.dtype.newbyteorder("="))
+
+
+def _whole(count: NDArray[Any], path: Path) -> int:
+    if count.shape or count.dtype.kind not in "iuf" or not 2 <= count < 2**63 or count != np.floor(count):
+        raise InvalidData(
+            f"{path}: expected a whole count, for a covariance needs at least two samples, and the count is {count}"
+        )
+    return int(count)
 
 
 _NO_COUNT = "statistics that came without their count cannot be merged: their share of the whole is not known"

@@ -53,7 +53,7 @@ def convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
     The weight is handed in, read once for all: reading a parametrised one may change it.
     """
-    if plain(conv) and type(x) in (Tensor, nn.Parameter):
+    if plain(conv):
         y = by_op(x, weight, bias, conv.stride[0], conv.padding[0], conv.transposed)
         if y is not None:
             return y
@@ -66,8 +66,10 @@ def convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 def by_op(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool) -> Tensor | None:
     """The convolution by the op, cast as autocast would, or None where the op has no kernel or PyTorch's transforms look on."""
+    if type(x) not in (Tensor, nn.Parameter) or watched() or (bias is not None and bias.dtype != weight.dtype):
+        return None
     dtype = lowered(x)
-    if watched() or not serves(x, weight, transposed, dtype):
+    if not serves(x, weight, transposed, dtype):
         return None
     if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)
@@ -77,7 +79,8 @@ def by_op(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: 
 def lowered(x: Tensor) -> torch.dtype | None:
     """What autocast, where it is on, casts x to for a convolution."""
     kind = x.device.type
-    on = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # which it leaves as it is
+    known = torch.amp.is_autocast_available(kind)
+    on = known and torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # which it leaves as it is
     return torch.get_autocast_dtype(kind) if on else None
 
 

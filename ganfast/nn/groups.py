@@ -40,10 +40,15 @@ def in_one_batch(network: nn.Module, *inputs: tuple[Tensor, ...]) -> tuple[Tenso
     """``network(*each)`` for each of ``inputs``, batches of one size, by a single call: half the calls, and half the reading of
     weights, of two.
 
-    Batch norms keep the statistics of each, one after the other. What else looks at more than one sample sees them all.
+    Batch norms keep the statistics of each, one after the other. What else looks at more than one sample sees them all. Raises
+    InvalidValue for batches of several sizes.
     """
+    sizes = [len(tensor) for each in inputs for tensor in each]
+    if len(set(sizes)) != 1:
+        raise InvalidValue(f"expected batches of one size, got {', '.join(map(str, sizes))}")
     with statistics_groups(network, len(inputs)):
-        return network(*map(torch.cat, zip(*inputs, strict=True))).chunk(len(inputs))
+        found = network(*map(torch.cat, zip(*inputs, strict=True))).unflatten(0, (len(inputs), -1))
+    return tuple(part.clone() for part in found)  # what comes of one call may be written into
 
 
 class Grouped:
@@ -63,7 +68,7 @@ class Grouped:
 
 
 def groups_of(norm: _BatchNorm) -> int:
-    forward = norm.__dict__.get("forward")
+    forward = norm.forward  # looked up as a call would, which torch.compile guards
     return forward.groups if isinstance(forward, Grouped) else 1
 
 

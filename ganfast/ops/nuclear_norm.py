@@ -55,7 +55,10 @@ class _NuclearNorm(torch.autograd.Function):
         _check(x)
         finite = x.isfinite().all()
         u, s, vh = torch.linalg.svd(torch.where(finite, x, 0.0), full_matrices=False)
-        above = s > torch.finfo(s.dtype).eps * max(x.shape) * s[:1]
+        # rounding of x reaches a singular value through the rows and columns that its vectors live in, be they ever so small
+        rows, columns = (torch.linalg.vector_norm(torch.where(finite, x, 0.0), dim=dim).sqrt() for dim in (1, 0))
+        reached = torch.linalg.vector_norm(u * rows[:, None], dim=0) * torch.linalg.vector_norm(vh * columns, dim=1)
+        above = s > torch.finfo(s.dtype).eps * max(x.shape) * reached
         ctx.save_for_backward(x, finite, u * above, torch.where(above, s, torch.inf), vh * above[:, None])
         return torch.where(finite, s.sum(), torch.nan)
 

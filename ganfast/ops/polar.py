@@ -15,7 +15,8 @@ norm, and no positive H less than it in
     tr(Q^T X) <= |X|_* <= (tr(X H^-1 X^T) + tr H) / 2,
 
 in which H = the symmetric part of Q^T X, a little off zero, comes close to equality. Where the two are further apart than
-TOLERANCE of the norm, the singular values are asked for.
+TOLERANCE of the norm, the singular values are asked for. That bounds the error of the norm, not of a Frechet distance made of
+it: the distance is a difference, and where it is a small share of the traces, it has this error as a share of them.
 
 Lower precision for the first steps was considered and left out: TF32's rounding of the large singular values, 1e-3 of them, is
 what the small ones would be lost in, and it is the small ones that take steps.

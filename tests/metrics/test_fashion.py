@@ -135,8 +135,14 @@ def test_refusals(rows: tuple[Pixels, NDArray[np.int64]]) -> None:
         fashion.logits(images.repeat(4, axis=3))
     with pytest.raises(InvalidValue, match=r"got \(0, 28, 28, 1\)"):
         fashion.fashion_report(images[:0])
-    with pytest.raises(InvalidValue, match="images: a covariance needs at least two samples, got 1"):
+    with pytest.raises(InvalidValue, match="fake: a covariance needs at least two samples, got 1"):
         fashion.fashion_frechet(images[:1], images)
+    with pytest.raises(InvalidValue, match="real: a covariance needs at least two samples, got 1"):
+        fashion.fashion_frechet(images, images[:1])
+    with pytest.raises(InvalidType, match="expected real in uint8, got float32"):
+        fashion.fashion_frechet(images, images.astype(np.float32))
+    with pytest.raises(InvalidValue, match="cov of real holds 16384 values that are NaN"):
+        fashion.fashion_frechet(images, (torch.zeros(128), torch.full((128, 128), torch.nan)))
 
 
 def test_one_flipped_bit_in_the_weights_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import scipy.linalg
 import torch
 from numpy.typing import NDArray
 
-from ganfast.errors import InvalidValue
+from ganfast.errors import InvalidType, InvalidValue
 from ganfast.metrics import frechet_distance, frechet_distance_from_features
 
 Array = NDArray[np.float64]
@@ -173,6 +173,23 @@ def test_arrays_give_floats_and_so_do_constants() -> None:
     assert frechet_distance(*single) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e7, 2e7])
+def test_one_feature_that_dwarfs_the_rest_hides_none_of_them(scale: float) -> None:
+    size = 64
+    one, two = (np.diag([scale**2, *[variance] * (size - 1)]) for variance in (1.0, 4.0))
+    # what is left is the rounding of the two traces, of which the distance is a difference
+    rounding = 4 * np.finfo(np.float64).eps * scale**2
+    assert frechet_distance(np.zeros(size), one, np.zeros(size), two) == pytest.approx(size - 1, rel=0, abs=rounding)
+    assert frechet_distance(np.zeros(size), two, np.zeros(size), two) <= rounding
+
+
+def test_sides_of_float8_and_of_lists() -> None:
+    x, y = (rng(1).standard_normal((5, 3)) * 4).round(), rng(2).standard_normal((6, 3))
+    expected = frechet_distance_from_features(x, y)
+    assert frechet_distance_from_features(torch.from_numpy(x).to(torch.float8_e4m3fn), y) == pytest.approx(expected, rel=1e-13)
+    assert frechet_distance_from_features(x.tolist(), y) == expected
+
+
 # ---- as a loss
 
 
@@ -230,6 +247,57 @@ def test_gradients_at_repeated_and_at_zero_eigenvalues() -> None:
     assert nothing.grad is not None and nothing.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("least", [0, -5, -8])
+def test_gradients_of_features_whose_scales_differ(least: int) -> None:
+    # of a side without correlations the derivative is known: its features' deviations s_i, and y's cross terms by S1^-1/2
+    scale, size, count = np.logspace(0, least, 12), 12, 40
+    basis = np.linalg.qr(np.c_[np.ones(count), rng(1).standard_normal((count, size))])[0][:, 1:] * np.sqrt(count - 1)
+    second = covariance(size, 60, 2)
+    x = variable(basis * scale)
+    samples = np.linalg.cholesky(second) @ np.linalg.qr(np.c_[np.ones(60), rng(3).standard_normal((60, size))])[0][:, 1:].T
+    frechet_distance_from_features(x, torch.from_numpy(samples.T * np.sqrt(59))).backward()
+    with mpmath.workdps(50):
+        root = mpmath.diag(scale.tolist())
+        values, vectors = mpmath.eigsy(root * mpmath.matrix(second.tolist()) * root)
+        middle = vectors * mpmath.diag([mpmath.sqrt(value) for value in values]) * vectors.T
+        way = mpmath.eye(size) - root**-1 * middle * root**-1
+        expected = mpmath.matrix((basis * scale).tolist()) * way * (mpmath.mpf(2) / (count - 1))
+    assert x.grad is not None
+    # an error of eps in the features is 1e8 times as large for those that are 1e8 times smaller
+    found, truth = x.grad.numpy(), np.array(expected.tolist(), dtype=np.float64)
+    apart = np.linalg.norm(found - truth, axis=0) / np.linalg.norm(truth, axis=0)
+    assert apart.max() <= 1e-13 * 100 / scale[-1]
+
+
+def test_at_equal_sides_gradient_and_curvature_are_not_cut_off() -> None:
+    for seed in range(8):  # rounding falls to either side of zero
+        y = torch.from_numpy(rng(seed).standard_normal((400, 16)))
+        x = (y + 1e-9).requires_grad_()
+        distance = frechet_distance_from_features(x, y)
+        (gradient,) = torch.autograd.grad(distance, x)
+        assert distance.item() >= 0
+        torch.testing.assert_close(gradient.sum(dim=0), torch.full((16,), 2e-9).double(), rtol=1e-3, atol=0)
+        few = y[:4].clone().requires_grad_()
+        (first,) = torch.autograd.grad(frechet_distance_from_features(few, y[:4]), few, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), few)
+        # moving all samples alike moves the mean alone
+        torch.testing.assert_close(second, torch.full((4, 16), 2 / 4).double())
+
+
+def test_dual_numbers_and_transforms_lose_nothing() -> None:
+    x, y, way = (torch.from_numpy(rng(seed).standard_normal((4, 6))) for seed in range(3))
+    step = 1e-6
+    slope = frechet_distance_from_features(x + step * way, y) - frechet_distance_from_features(x - step * way, y)
+    with torch.autograd.forward_ad.dual_level():
+        distance = frechet_distance_from_features(torch.autograd.forward_ad.make_dual(x, way), y)
+        tangent = torch.autograd.forward_ad.unpack_dual(distance).tangent
+        assert tangent.item() == pytest.approx(slope / (2 * step), rel=1e-6)
+        with pytest.raises(NotImplementedError, match=r"none within torch\.func"):
+            frechet_distance_from_features(torch.autograd.forward_ad.make_dual(x.T.clone(), way.T), y.T.clone())
+    _, tangent = torch.func.jvp(lambda t: frechet_distance_from_features(t, y), (x,), (way,))
+    assert tangent.item() == pytest.approx(slope / (2 * step), rel=1e-6)
+
+
 @pytest.mark.parametrize("count", [40, 6])
 def test_descending_it_makes_features_alike(count: int) -> None:
     real = torch.from_numpy(rng(1).standard_normal((50, 8)) @ rng(2).standard_normal((8, 8)) + 1)
@@ -279,3 +347,53 @@ def test_refusals_name_the_side_and_the_cause() -> None:
         frechet_distance_from_features(features[:, 0], features)
     with pytest.raises(InvalidValue, match="got 3 in x and 2 in y"):
         frechet_distance_from_features(features, features[:, :2])
+
+
+def test_numbers_too_large_to_square_are_refused_by_name() -> None:
+    x, y = rng(1).standard_normal((5, 8)), rng(2).standard_normal((50, 8))
+    for huge in (x * 1e200, y * 1e200, np.full((5, 8), 1.7e308), torch.from_numpy(x * 1e200).requires_grad_()):
+        with pytest.raises(InvalidValue, match="y holds numbers too large to square"):
+            frechet_distance_from_features(x, huge)
+    mu, cov = np.zeros(4), np.eye(4)
+    with pytest.raises(InvalidValue, match="cov2 holds numbers too large to square"):
+        frechet_distance(mu, cov, mu, torch.from_numpy(cov * 1e308).requires_grad_())
+    with pytest.raises(InvalidValue, match="mu1 holds numbers too large to square"):
+        frechet_distance(mu + 1e200, cov, mu, cov)
+    largest = frechet_distance_from_features(x * 1e140, y * 1e140)
+    assert largest == pytest.approx(frechet_distance_from_features(x, y) * 1e280, rel=1e-12)
+
+
+def test_what_is_no_real_number_is_refused_by_name() -> None:
+    x, mu, cov = rng(1).standard_normal((5, 3)), np.zeros(3), np.eye(3)
+    bad: list[object] = [x + 1j, x.astype(">f8"), x.astype(np.longdouble), x.astype(object), x.astype("M8[s]"), None, "x"]
+    for wrong in [*bad, torch.from_numpy(x + 1j), torch.from_numpy(x).to_sparse(), np.zeros((5, 3), dtype=[("a", "f8")])]:
+        with pytest.raises(InvalidType, match=r"^y: expected"):
+            frechet_distance_from_features(x, wrong)  # type: ignore[call-overload]
+    with pytest.raises(InvalidType, match=r"^cov1: expected"):
+        frechet_distance(mu, cov + 0j, mu, cov)
+    with pytest.raises(InvalidType, match=r"^mu2: expected"):
+        frechet_distance(mu, cov, mu + 0j, cov)
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(InvalidType, match="cov2: expected float32 or float64, got torch"):
+            frechet_distance(mu, cov, mu, torch.eye(3).to(dtype))
+
+
+def test_small_features_are_held_to_their_own_scale() -> None:
+    mu = np.zeros(3)
+    for bad in (np.diag([1e6, 5.0, -5.0]), np.array([[1e6, 0, 0], [0, 1, 5], [0, 5, 1.0]])):
+        with pytest.raises(InvalidValue, match=r"cov2 is no covariance: it has the eigenvalue -[45]"):
+            frechet_distance(mu, np.eye(3), mu, bad)
+    with pytest.raises(InvalidValue, match=r"cov2 is not symmetric: .* up to 10"):
+        frechet_distance(mu, np.eye(3), mu, np.array([[1e6, 0, 0], [0, 10, 5], [0, -5, 10.0]]))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_rounding_of_float32_is_forgiven(kind: type) -> None:
+    """To a covariance that was kept in it on its way too."""
+    rows = rng(1).standard_normal((10, 40)).astype(np.float32)
+    singular, mu = (rows.T @ rows).astype(kind), np.zeros(40)
+    assert frechet_distance(mu, singular, mu, singular) == pytest.approx(0, abs=1e-4 * float(np.trace(singular)))
+    lopsided = (np.eye(3) + np.triu(np.full((3, 3), 1e-6), 1)).astype(kind)
+    frechet_distance(np.zeros(3), lopsided, np.zeros(3), np.eye(3))
+    with pytest.raises(InvalidValue, match="cov1 is not symmetric"):
+        frechet_distance(np.zeros(3), lopsided + np.triu(np.full((3, 3), 1e-3), 1).astype(kind), np.zeros(3), np.eye(3))

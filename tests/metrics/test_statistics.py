@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, distributed
 
-from ganfast.errors import InvalidData, InvalidValue, NotFound, NotWritable
+from ganfast.errors import InvalidData, InvalidType, InvalidValue, NotFound, NotWritable
 from ganfast.metrics import FeatureStatistics, frechet_distance, frechet_distance_from_features
 from ganfast.metrics.frechet import Array
 from ganfast.metrics.statistics import BLOCK
@@ -151,6 +153,11 @@ def one_rank(rank: int, folder: str) -> None:
     except InvalidValue as error:
         refused = str(error)
     nothing = FeatureStatistics().all_reduce().count
+    outside = distributed.new_group([0])
+    try:
+        mine.all_reduce(outside)
+    except InvalidValue as error:
+        refused += f"; {error}"
     torch.save([whole.count, whole.mean, whole.covariance, half.count, half.covariance, refused, nothing], f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -159,12 +166,13 @@ def test_all_processes_get_the_statistics_of_all(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=2)
     expected, half = of(ROWS), of(ROWS[:1500])
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for count, mean, covariance, half_count, half_covariance, refused, nothing in found:
+    for rank, (count, mean, covariance, half_count, half_covariance, refused, nothing) in enumerate(found):
         assert (count, half_count, nothing) == (len(ROWS), 1500, 0)
         torch.testing.assert_close(mean, expected.mean, rtol=1e-14, atol=0)
         torch.testing.assert_close(covariance, expected.covariance, rtol=0, atol=1e-13 * expected.covariance.max().item())
         torch.testing.assert_close(half_covariance, half.covariance, rtol=0, atol=1e-13 * half.covariance.max().item())
-        assert refused == "expected as many features in every process, got 3, 4"
+        elsewhere = "; this process is not in the group whose statistics it asks for" * rank
+        assert refused == "expected as many features in every process, got 3, 4" + elsewhere
     assert torch.equal(found[0][2], found[1][2])
 
 
@@ -207,9 +215,17 @@ def test_broken_files_are_refused_by_name(tmp_path: Path) -> None:
         "shape": ({"mu": mu, "sigma": np.eye(4)}, r"expected mu \(D,\) and cov \(D, D\), got mu \(3,\) and cov \(4, 4\)"),
         "nan": ({"mu": mu * np.nan, "sigma": sigma}, "mu holds 3 values that are NaN or Inf"),
         "negative": ({"mu": mu, "sigma": -sigma}, "cov is no covariance: it has the eigenvalue -1"),
-        "count": ({"mu": mu, "sigma": sigma, "count": 1}, "needs at least two samples, and the count is 1"),
+        "count": ({"mu": mu, "sigma": sigma, "count": 1}, "at least two samples, and the count is 1"),
+        "inf": ({"mu": mu, "sigma": sigma, "count": np.inf}, "whole count, .* is inf"),
+        "half": ({"mu": mu, "sigma": sigma, "count": 2.5}, r"whole count, .* is 2\.5"),
+        "many": ({"mu": mu, "sigma": sigma, "count": np.uint64(2**64 - 1)}, "whole count"),
+        "two": ({"mu": mu, "sigma": sigma, "count": np.array([5, 6])}, "whole count"),
+        "word": ({"mu": mu, "sigma": sigma, "count": "50"}, "whole count"),
+        "complex": ({"mu": mu, "sigma": sigma + 0j}, "cov: expected real numbers"),
+        "date": ({"mu": mu.astype("M8[s]"), "sigma": sigma}, "mu: expected real numbers"),
+        "fields": ({"mu": np.zeros(3, dtype=[("a", "f8")]), "sigma": sigma}, "mu: expected real numbers"),
         "pickle": ({"mu": np.array([{}]), "sigma": sigma}, "cannot be read as statistics"),
-        "text": ({"mu": np.array(["a"]), "sigma": sigma}, "cannot be read as statistics"),
+        "text": ({"mu": np.array(["a"]), "sigma": sigma}, "mu: expected real numbers"),
     }
     for name, (arrays, message) in wrong.items():
         path = tmp_path / f"{name}.npz"
@@ -226,6 +242,66 @@ def test_broken_files_are_refused_by_name(tmp_path: Path) -> None:
         FeatureStatistics.load(tmp_path / "nowhere.npz")
     with pytest.raises(NotWritable, match="cannot write"):
         of(features(9)).save(tmp_path / "nowhere" / "real.npz")
+
+
+def damaged(header: str, compression: int = zipfile.ZIP_STORED) -> bytes:
+    """An npz of mu and sigma with this header and no data."""
+    line = header.encode() + b"\n"
+    array, file = b"\x93NUMPY\x01\x00" + len(line).to_bytes(2, "little") + line, io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("mu.npy", array)
+        archive.writestr("sigma.npy", array)
+    return file.getvalue()
+
+
+def test_damaged_files_are_refused_whatever_is_wrong(tmp_path: Path) -> None:
+    shape = "{{'descr': '<f8', 'fortran_order': False, 'shape': ({},)}}"
+    encrypted, squeezed = bytearray(damaged(shape.format(3))), bytearray(damaged(shape.format(3), zipfile.ZIP_LZMA))
+    encrypted[6] |= 1
+    encrypted[encrypted.index(b"PK\x01\x02") + 8] |= 1
+    squeezed[45:60] = bytes(b ^ 0xFF for b in squeezed[45:60])
+    headers = ["{'descr': '<f8', 'shape': (3,", "(" * 300, "-" * 9000 + "1", *(shape.format(n) for n in (10**15, 10**22, -3))]
+    for contents in [*map(damaged, headers), bytes(encrypted), bytes(squeezed), b""]:
+        (tmp_path / "bad.npz").write_bytes(contents)
+        with pytest.raises(InvalidData, match=r"bad\.npz cannot be read as statistics"):
+            FeatureStatistics.load(tmp_path / "bad.npz")
+
+
+def test_files_in_float32_and_in_the_other_byte_order(tmp_path: Path) -> None:
+    rows = features(10, width=40).double().numpy()
+    mu, sigma = rows.mean(0), np.cov(rows, rowvar=False)
+    np.savez(tmp_path / "single.npz", mu=mu.astype(np.float32), sigma=sigma.astype(np.float32), count=10)
+    single = FeatureStatistics.load(tmp_path / "single.npz")
+    np.testing.assert_allclose(single.covariance, sigma, rtol=0, atol=1e-6 * sigma.max())
+    single.save(tmp_path / "again.npz")  # in float64, and no worse for it
+    again = FeatureStatistics.load(tmp_path / "again.npz")
+    assert again.merge(single).frechet_distance(again) <= 0.1 * sigma.trace()
+    np.savez(tmp_path / "big.npz", mu=mu.astype(">f8"), sigma=sigma.astype(">f8"))
+    np.testing.assert_array_equal(FeatureStatistics.load(tmp_path / "big.npz").covariance, sigma)
+
+
+@pytest.mark.parametrize("path", ["", "a\0"])
+def test_a_path_that_names_no_file_is_refused(path: str) -> None:
+    with pytest.raises(InvalidValue, match="expected the path of a file"):
+        of(ROWS[:9]).save(path)
+
+
+def test_errors_of_a_distance_name_the_side() -> None:
+    many, one = of(ROWS[:9]), of(ROWS[:1])
+    with pytest.raises(InvalidValue, match="the other ones: a covariance needs at least two samples"):
+        many.frechet_distance(one)
+    with pytest.raises(InvalidValue, match="these statistics: a covariance needs at least two samples"):
+        one.frechet_distance(many)
+
+
+def test_what_cannot_be_summed_is_refused() -> None:
+    statistics = of(ROWS[:9])
+    with pytest.raises(InvalidValue, match="the batch holds numbers too large to square"):
+        statistics.update(ROWS[:9].double() * 1e200)
+    for wrong in (ROWS[:9] + 1j, ROWS[:9].numpy().astype(object), None):
+        with pytest.raises(InvalidType, match="the batch: expected"):
+            statistics.update(wrong)  # type: ignore[arg-type]
+    expect(statistics, ROWS[:9])
 
 
 def test_refusals_change_nothing() -> None:

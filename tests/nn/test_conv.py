@@ -115,3 +115,12 @@ def test_a_weight_that_depends_on_the_data_is_left_to_double_backward() -> None:
         return torch.stack([torch.func.functional_call(layer, {"weight": weight}, (each[None],)).sum() for each in x])
 
     assert "double backward" in str(ganfast.penalty_plan(critic, torch.randn(3, 2, 4, 4)))
+
+
+def test_shapes_alone_and_a_bias_of_another_type_are_as_with_pytorchs() -> None:
+    with torch.device("meta"):
+        assert Conv2d(3, 4, 3)(torch.randn(1, 3, 8, 8)).shape == (1, 4, 6, 6)
+    layer = Conv2d(4, 6, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer.bias.data = layer.bias.data.double()
+    with pytest.raises(RuntimeError, match="bias"):
+        layer(torch.randn(2, 4, 8, 8))
