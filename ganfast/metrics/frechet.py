@@ -74,7 +74,8 @@ def frechet_distance_from_features(x: Array, y: Array) -> Any:
 
     Returns a float, or a scalar tensor in float64 with a graph where x or y requires a gradient: a loss on features. A side of
     at most D samples is never made into a covariance, and takes time in proportion to D; where both sides are such, the
-    gradient can be differentiated once more.
+    gradient can be differentiated once more. Where scales of features span seven decades on both sides, the gradients of the
+    smallest ones are not accurate.
 
     Raises InvalidType that names the side: no real numbers. Raises InvalidValue that does: fewer than two samples, NaN or Inf,
     numbers too large to square, shapes that do not fit.
