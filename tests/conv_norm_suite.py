@@ -23,6 +23,7 @@ def apart() -> None:
         torch.testing.assert_close(found, (y, mean, var), rtol=1e-5, atol=1e-4)  # float32 sums of size ten
         if case.norm:
             expected = page.conv_norm_weight_gradient_reference(*at.weight_gradient())
+            # float32 sums over all pixels, of either sign and of size fifty, in another order
             torch.testing.assert_close(
                 page._apart(page.conv_norm_weight_gradient_reference)(*at.weight_gradient()), expected, rtol=1e-5, atol=1e-3
             )

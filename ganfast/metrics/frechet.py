@@ -54,9 +54,9 @@ def frechet_distance(mu1: Array, cov1: Array, mu2: Array, cov2: Array) -> Any:
     """Squared Frechet distance of N(mu1, cov1) and N(mu2, cov2), in squared feature units; at least zero.
 
     Means (D,) of any type of real numbers, covariances (D, D) in float32 or float64, arrays or tensors; covariances may be
-    singular. What float32 may have done to a covariance is forgiven in float32 alone. Returns a float, or a scalar tensor in
-    float64 with a graph where an argument requires a gradient. That is of first order; where a covariance is singular it is the
-    gradient within its range, beyond which the distance has a kink.
+    singular. What keeping a covariance in float32 on its way may have done to it is forgiven. Returns a float, or a scalar tensor
+    in float64 with a graph where an argument requires a gradient. That is of first order; where a covariance is singular it is
+    the gradient within its range, beyond which the distance has a kink.
 
     Raises InvalidType that names the argument: no real numbers, covariances of another type. Raises InvalidValue that does:
     shapes that do not fit, NaN or Inf, numbers too large to square, a covariance that is not symmetric or has a negative
