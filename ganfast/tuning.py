@@ -25,8 +25,8 @@ import torch
 from ganfast.errors import Error
 from ganfast.files import write_atomically
 
-ROUNDS = 3  # of which the fastest counts: whatever disturbs a measurement makes it slower
-
+ROUNDS, MOST = 3, 12  # at least and at most; whatever disturbs a measurement makes it slower, and the fastest call counts
+AGREE, NEAR = 1.05, 1.5  # times: what the two fastest calls of a candidate may differ by, and who is in question at all
 CALLS = 10  # in a row on a GPU
 CPU = torch.device("cpu")
 
@@ -50,13 +50,16 @@ def fastest(name: str, candidates: Mapping[str, Callable[[], object]], device: t
 
 
 def _measured(candidates: Mapping[str, Callable[[], object]], seconds: Callable[[Callable[[], object]], float]) -> str:
-    times = dict.fromkeys(candidates, float("inf"))
+    times: dict[str, list[float]] = {key: [] for key in candidates}
     for call in candidates.values():
         call()
-    for _ in range(ROUNDS):
+    for number in range(MOST):
         for key, call in candidates.items():
-            times[key] = min(times[key], seconds(call))
-    return min(times, key=times.__getitem__)
+            times[key] = sorted([*times[key], seconds(call)])
+        best = min(mine[0] for mine in times.values())
+        if number + 1 >= ROUNDS and all(mine[1] <= AGREE * mine[0] for mine in times.values() if mine[0] <= NEAR * best):
+            break
+    return min(times, key=lambda key: times[key][0])
 
 
 def _seconds(call: Callable[[], object]) -> float:
