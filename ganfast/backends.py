@@ -118,7 +118,7 @@ _KERNELS = {
 }
 
 TABLE: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "gather_images": {"reference": _reference, "cpp": _host},
+    "gather_images": {"reference": _reference, "cpp": _host, "triton": _KERNELS["triton"]},
     "permuted": {"reference": _reference, "cpp": _host},
     "spectral_norm": _KERNELS,
     "gradient_penalty": _KERNELS,
@@ -130,6 +130,7 @@ TABLE: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "nuclear_norm": {name: _KERNELS[name] for name in ("reference", "cpp")},
     "covariance_factor": {name: _KERNELS[name] for name in ("reference", "cpp")},
     "covariance_update": {name: _KERNELS[name] for name in ("reference", "cpp")},
+    "pair_distances": {name: _KERNELS[name] for name in ("reference", "cpp")},
 }
 
 

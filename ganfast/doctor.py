@@ -156,7 +156,7 @@ def _section(title: str, rows: Rows) -> str:
 
 def _matrix(table: Mapping[str, Mapping[str, str]]) -> str:
     """Ops by backends: yes, no, or a dash where the op has no such backend."""
-    columns = list(dict.fromkeys(name for row in table.values() for name in row))
+    columns = [name for name in ("reference", "cpp", "cuda", "triton") if any(name in row for row in table.values())]
 
     def cells(row: Mapping[str, str]) -> Iterable[str]:
         return ("-" if name not in row else "yes" if row[name] == AVAILABLE else "no" for name in columns)

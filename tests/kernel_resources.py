@@ -180,6 +180,16 @@ def ways(kernel: Any) -> Iterator[Way]:
         types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in kernel.arg_names}
         types |= dict.fromkeys(constants, "constexpr") | {"sums_ptr": "*fp64"}
         yield Way("merged_moments<fp32>", types, constants)
+    elif kernel.__name__ == "gather_images_kernel":
+        types = {"data_ptr": "*u8", "rows_ptr": "*i64", "mirrored_ptr": "*u8", "y_ptr": "*fp32", "total": "i64"}
+        types |= dict.fromkeys(("HEIGHT", "WIDTH", "CHANNELS"), "i32")
+        for last in (True, False):
+            constants = {"CHANNELS_LAST": last, "BLOCK": 1024}
+            yield Way(
+                f"gather_images<{'channels last' if last else 'contiguous'}>",
+                types | dict.fromkeys(constants, "constexpr"),
+                constants,
+            )
     else:
         yield from specialisations(kernel)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,34 @@ from ganfast.data import host
 from ganfast.data.dataset import Dataset
 from ganfast.data.host import flips, permuted
 from ganfast.errors import InvalidValue, near
+from ganfast.ops.gather_images import gather_images
 
 __all__ = ["Sampler", "flips", "permuted"]
 
 COPY_BLOCK = 64 << 20  # bytes moved to the device at a time
 RESIDENT_SHARE = 0.5  # of the device's free memory that the data may take
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Row numbers of consecutive draws, and which are mirrored, by group; tensors on the device where the data live there."""
+
+    rows: Mapping[int, Any]
+    mirrored: Mapping[int, Any]
+
+    def part(self, start: int, stop: int) -> Draws:
+        """Draws ``start`` to ``stop - 1`` of these, in the same memory."""
+        return Draws(*({group: some[start:stop] for group, some in kind.items()} for kind in (self.rows, self.mirrored)))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it, where the data live on the device."""
+        return [*self.rows.values(), *self.mirrored.values()]
+
+    def of(self, tensors: Sequence[Tensor]) -> Draws:
+        """Such draws made of other :attr:`tensors`."""
+        middle = len(self.rows)
+        return Draws(*(dict(zip(self.rows, some, strict=True)) for some in (tensors[:middle], tensors[middle:])))
 
 
 class Sampler:
@@ -63,16 +87,30 @@ class Sampler:
 
         Raises :class:`~ganfast.errors.InvalidValue` for a field that the data set does not have, naming those it has.
         """
+        return self.take(self.draws(start, count, fields, salt), fields)
+
+    def draws(self, start: int, count: int, fields: Sequence[str], salt: int = 0) -> Draws:
+        """What decides these draws; :meth:`take` makes batches of any part of them. Raises as :meth:`batch` does."""
         for field in fields:
             if field not in self._data:
                 raise InvalidValue(f"data set {self.dataset.name!r} has no field {field!r}{near(field, self._data)}")
+        rows: dict[int, Any] = {}
+        mirrored: dict[int, Any] = {}
+        for group in dict.fromkeys(self._group[field] for field in fields):
+            stream = salt * len(self._rows) + group
+            rows[group] = permuted(start, count, self._rows[group], self.seed, stream)
+            mirrored[group] = flips(start, count, self.seed, stream) if self.flip else np.zeros(count, np.bool_)
+            if self.resident:
+                rows[group], mirrored[group] = self._send(rows[group]), self._send(mirrored[group])
+        return Draws(rows, mirrored)
+
+    def take(self, draws: Draws, fields: Sequence[str]) -> dict[str, Tensor]:
+        """The batch of ``draws``, which were made for these fields or more. Nothing waits for the device."""
         batch: dict[str, Tensor] = {}
-        for number in dict.fromkeys(self._group[field] for field in fields):
-            stream = salt * len(self._rows) + number
-            rows = permuted(start, count, self._rows[number], self.seed, stream)
-            mirrored = flips(start, count, self.seed, stream) if self.flip else np.zeros(count, np.bool_)
-            mine = [field for field in fields if self._group[field] == number]
-            batch |= self._on_device(mine, rows, mirrored) if self.resident else self._on_host(mine, rows, mirrored)
+        for group in dict.fromkeys(self._group[field] for field in fields):
+            mine = [field for field in fields if self._group[field] == group]
+            make = self._on_device if self.resident else self._on_host
+            batch |= make(mine, draws.rows[group], draws.mirrored[group])
         return {field: batch[field] for field in fields}
 
     def _on_host(self, fields: Sequence[str], rows: NDArray[np.int64], mirrored: NDArray[np.bool_]) -> dict[str, Tensor]:
@@ -90,26 +128,17 @@ class Sampler:
             batch[field] = tensor.to(self.device, non_blocking=True)
         return batch
 
-    def _on_device(self, fields: Sequence[str], rows: NDArray[np.int64], mirrored: NDArray[np.bool_]) -> dict[str, Tensor]:
-        index = self._send(rows)
+    def _on_device(self, fields: Sequence[str], rows: Tensor, mirrored: Tensor) -> dict[str, Tensor]:
         batch = {}
         for field in fields:
-            tensor = self._data[field].index_select(0, index)
-            if tensor.dtype == torch.uint8:
-                if self.flip:
-                    tensor = torch.where(self._send(mirrored)[:, None, None, None], tensor.flip(2), tensor)
-                # A divisor on the device, because CUDA turns division by a host scalar into a multiplication that rounds apart.
-                tensor = tensor.float().div_(torch.full((), 127.5, device=self.device)).sub_(1).permute(0, 3, 1, 2)
-                layout = torch.channels_last if self.channels_last else torch.contiguous_format
-                tensor = tensor.contiguous(memory_format=layout)
-            batch[field] = tensor
+            data = self._data[field]
+            images = data.dtype == torch.uint8
+            batch[field] = gather_images(data, rows, mirrored, self.channels_last) if images else data.index_select(0, rows)
         return batch
 
     def _send(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def _fits(self) -> bool:
         wanted = sum(array.nbytes for array in self._data.values())

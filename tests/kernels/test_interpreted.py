@@ -10,6 +10,7 @@ import functools
 import batch_norm_suite
 import conv_norm_suite
 import convolution_suite
+import gather_images_suite
 import gradient_penalty_suite
 import pytest
 import spectral_norm_suite
@@ -46,3 +47,8 @@ def test_convolution(case: str) -> None:
 @pytest.mark.parametrize("case", conv_norm_suite.suite("interpreted"))
 def test_conv_norm(case: str) -> None:
     outcomes("conv_norm").expect(case)
+
+
+@pytest.mark.parametrize("case", gather_images_suite.suite("interpreted"))
+def test_gather_images(case: str) -> None:
+    outcomes("gather_images").expect(case)
