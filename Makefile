@@ -78,9 +78,11 @@ $(VENV)/.installed: $(VENV)/.python $(SOURCES)
 	@$(BIN)/python -c "from ganfast import _build; print(_build.report())"
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.python $(SOURCES)
+$(VENV)/.installed-dev: $(VENV)/.python $(SOURCES) tests/peers.txt
 	$(INSTALL) $(TOOLS)
 	$(INSTALL) --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps --target $(VENV)/peers -r tests/peers.txt
+	rm -rf $(VENV)/peers/tests # a package that comes with torch-fidelity, in the way of our own
 	@$(BIN)/python -c "from ganfast import _build; print(_build.report())"
 	@touch $(VENV)/.installed $@
 

@@ -17,6 +17,7 @@ NAMES = (
     "conv_norm",
     "resample",
     "adam",
+    "gather_images",
     "generator",
     "carried_scale",
     "gradient_penalty",
@@ -24,6 +25,7 @@ NAMES = (
     "penalty_curves",
     "frechet",
     "frechet_curves",
+    "prdc",
 )
 
 

@@ -9,27 +9,26 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ganfast.errors import Damaged, InvalidType, InvalidValue
-from ganfast.metrics.frechet import distance_between, feature_statistics, fitted, gaussian, tensor
+from ganfast.errors import Damaged
+from ganfast.metrics.feature_network import FeatureNetwork, Images, Outputs
+from ganfast.metrics.frechet import distance_between, feature_statistics, fitted, gaussian
 
-FRECHET_NAME = "FD[fashion-cnn]"
+NAME = "fashion-cnn"
+FRECHET_NAME = f"FD[{NAME}]"
 CLASSES = ("T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 PRESENT_SHARE = 0.01  # a class counts as present when at least this share of the samples is assigned to it
+_FILE = "fashion-cnn.safetensors"
 _SIZE = 28
 _LUMA = (0.299, 0.587, 0.114)
-_CHUNK = 512  # images at a time: about 40 MB of activations
+_CHUNK = 64  # twice as fast as 512 on two cores of an EPYC
 
-Images = NDArray[np.uint8] | Tensor
 Statistics = tuple[Tensor, Tensor]
 
 
@@ -63,10 +62,10 @@ def fashion_cnn() -> FashionCNN:
     from safetensors.torch import load
 
     folder = resources.files("ganfast.metrics") / "weights"
-    weights = (folder / "fashion-cnn.safetensors").read_bytes()
+    weights = (folder / _FILE).read_bytes()
     expected, got = card()["sha256"], hashlib.sha256(weights).hexdigest()
     if got != expected:
-        raise Damaged(f"fashion-cnn.safetensors has SHA-256 {got}, expected {expected}: reinstall ganfast")
+        raise Damaged(f"{_FILE} has SHA-256 {got}, expected {expected}: reinstall ganfast")
     network = FashionCNN()
     network.load_state_dict(load(weights))
     return network.eval()
@@ -79,18 +78,46 @@ def card() -> dict[str, Any]:
     return contents
 
 
+@functools.cache
+def feature_network(device: torch.device) -> FeatureNetwork:
+    """The classifier as a network of features, which takes any images: see :func:`prepared`."""
+    classifier = fashion_cnn().to(device)
+
+    def compute(images: Tensor) -> Outputs:
+        found = classifier.trunk(prepared(images))
+        return Outputs(found, classifier.head(found))
+
+    return FeatureNetwork(
+        name=NAME,
+        compute=compute,
+        device=device,
+        chunk=_CHUNK,
+        facts={
+            "preset": None,
+            "resize": "bicubic_antialiased",
+            "size": _SIZE,
+            "scale": "x / 255",
+            "weights": _FILE,
+            "weights_sha256": card()["sha256"],
+        },
+    )
+
+
 def features(images: Images) -> Tensor:
     """128 features of each image (n, H, W, 1 or 3) uint8, see :func:`prepared`; float32, on the images' device."""
-    return _features(images, "images")
-
-
-def _features(images: Images, side: str) -> Tensor:
-    return _map(images, lambda network: network.trunk, side)
+    return _outputs(images).features
 
 
 def logits(images: Images) -> Tensor:
     """Ten class logits of each image (n, H, W, 1 or 3) uint8, see :func:`prepared`; float32, on the images' device."""
-    return _map(images, lambda network: network)
+    found = _outputs(images).logits
+    assert found is not None
+    return found
+
+
+def _outputs(images: Images, side: str = "images") -> Outputs:
+    device = images.device if isinstance(images, Tensor) else torch.device("cpu")
+    return feature_network(device)(images, side)
 
 
 def fashion_report(images: Images) -> dict[str, Any]:
@@ -115,32 +142,13 @@ def fashion_statistics(images: Images) -> Statistics:
 
 def fashion_frechet(fake: Images, real: Images | Statistics) -> float:
     """``FD[fashion-cnn]``: Frechet distance between generated images and real ones, or their :func:`fashion_statistics`."""
-    made = fitted(_features(fake, "fake"), "fake")
-    reference = gaussian(*real, " of real") if isinstance(real, tuple) else fitted(_features(real, "real"), "real")
+    made = fitted(_outputs(fake, "fake").features, "fake")
+    reference = gaussian(*real, " of real") if isinstance(real, tuple) else fitted(_outputs(real, "real").features, "real")
     return float(distance_between(made, reference, "fake", "real"))
 
 
 def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-
-
-@functools.cache
-def _classifier(device: torch.device) -> FashionCNN:
-    return fashion_cnn().to(device)
-
-
-@torch.no_grad()
-def _map(images: Images, part: Callable[[FashionCNN], nn.Module], side: str = "images") -> Tensor:
-    if images.dtype not in (torch.uint8, np.uint8):
-        raise InvalidType(f"expected {side} in uint8, got {images.dtype}")
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-        raise InvalidValue(f"expected {side} (n, H, W, 1 or 3) with n >= 1, got {tuple(images.shape)}")
-    device = images.device if isinstance(images, Tensor) else torch.device("cpu")
-    network = part(_classifier(device))
-    # each chunk is copied from an array: torch warns of read-only ones, and a data set's memory map is read piece by piece
-    chunks = (tensor(images[start : start + _CHUNK], side) for start in range(0, len(images), _CHUNK))
-    with torch.autocast(device.type, enabled=False):
-        return torch.cat([network(prepared(chunk)) for chunk in chunks])
 
 
 def prepared(pixels: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from ganfast.ops import (
     gradient_penalty,
     library,
     nuclear_norm,
+    pair_distances,
     spectral_norm,
 )
 
@@ -35,6 +36,7 @@ REFERENCES = {
     "covariance_factor": covariance_factor.covariance_factor_reference,
     "covariance_update": covariance_update.covariance_update_reference,
     "nuclear_norm": nuclear_norm.nuclear_norm_reference,
+    "pair_distances": pair_distances.pair_distances_reference,
     "power_iteration": spectral_norm.power_iteration_reference,
     "spectral_norm": spectral_norm.spectral_norm_reference,
     "spectral_norm_backward": spectral_norm.spectral_norm_backward_reference,
