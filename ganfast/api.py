@@ -19,6 +19,7 @@ from ganfast import recipes
 from ganfast._version import __version__
 from ganfast.data import Dataset, open_dataset
 from ganfast.engine import checkpoint, loop, trainer
+from ganfast.engine.evaluate import Scorer
 from ganfast.engine.randomness import seeded
 from ganfast.engine.runfolder import CONFIG, RunFolder, locked, read_config
 from ganfast.engine.samples import counted
@@ -29,14 +30,15 @@ from ganfast.recipe import Recipe
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 DATA_OPTIONS = ("image_size", "channels", "filter")  # how the data are opened; the recipe takes its size and channels from them
 STEPS = 2000  # iterations of a run whose length nobody gave
+_EVALUATION = ("eval_metrics", "eval_every_kimg", "eval_n", "eval_network")
+_FREE = ("device", "graphs", "keep", "log_every", "tick_every", "checkpoint_every", *_EVALUATION)  # may differ when a run goes on
 _RECORDED = {  # what config.json must hold, by section, for a run to go on
     "": ("recipe", "named", "options", "data", "engine", "given"),
     "data": ("name", "source", "options", "digest", "image_size", "channels", "points"),
-    "engine": SETTINGS,
+    "engine": tuple(name for name in SETTINGS if name not in _FREE),
     "options": (),
     "given": (),
 }
-_FREE = ("device", "keep", "log_every", "tick_every", "checkpoint_every")  # may differ when a run goes on
 
 
 class Trainer(trainer.Trainer):
@@ -56,7 +58,18 @@ class Trainer(trainer.Trainer):
         built = build(recipe, opened, seed=settings.get("seed", 0), **recipe_options) if isinstance(recipe, str) else recipe
         super().__init__(built, opened, out=None if out is None else Path(out), **settings)
         self.config = {**_config(self, _source(data), data_options, named), "given": _plain(options)}
+        self._scorer = self._made_scorer()
         self._folder = None if self.out is None else RunFolder.create(self.out, self.config)
+
+    def _made_scorer(self) -> Scorer | None:
+        """What scores samples during training, if the settings ask for that: before anything is written, or trained in vain."""
+        if not self.settings.evaluates:
+            return None
+        if self.out is None:
+            raise InvalidValue("eval_metrics: scores are written to the run's folder: give it out=")
+        from ganfast.evaluation.training import TrainingScorer
+
+        return TrainingScorer(self)
 
     def run(self, steps: int) -> Run:
         """``steps`` further iterations with log, pictures, checkpoints and a report where there is an ``out``.
@@ -91,7 +104,7 @@ class Trainer(trainer.Trainer):
             loop.rewind(self._folder, self.steps, before)
             self.sweep()
             seconds = max((row.get("seconds", 0.0) for row in self._folder.rows()), default=0.0)
-            interrupted = loop.run(self, until, self._folder, seconds=seconds)
+            interrupted = loop.run(self, until, self._folder, seconds=seconds, scorer=self._scorer)
             return Run(self, self.out, self.steps, self._folder.rows(), interrupted)
 
     @classmethod
@@ -140,6 +153,7 @@ class Trainer(trainer.Trainer):
         trainer.Trainer.__init__(self, recipe, opened, out=out, **engine)
         described = {**config["data"], "source": _source(data) or config["data"]["source"]}
         self.config, self._folder = {**config, "engine": engine, "data": described, "out": str(out)}, RunFolder(out)
+        self._scorer = self._made_scorer() if training else None
         if one is not None:
             self.load(checkpoint.read(one))
         elif begin_again and not self.has_checkpoint:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ganfast.errors import Error, InvalidValue, NonFinite, near
+from ganfast import explore
+from ganfast.errors import Error, InvalidValue, NonFinite, in_memory, near
+from ganfast.evaluation.command import command as evaluation_command
+from ganfast.representation.command import command as representation_command
 
 Group = tuple[str, list[click.Parameter]]
 
@@ -144,7 +145,7 @@ def train_command(name: str) -> click.Command:
         else:
             width = values["width"] or "as usual"
             needed = f"with batch {values['batch']} and width {width}: make --batch or --width smaller"
-        with _in_memory(needed):
+        with in_memory(needed):
             _train(name, values["data"], values["out"], values["steps"], values["resume"], given)
 
     groups = [("Run", run), ("Data", data), (f"Recipe {name}", recipe), ("Engine", engine)]
@@ -170,18 +171,6 @@ def _train(name: str, data: str, out: str, steps: int | None, resume: bool, give
         click.echo(f"{run.steps} iterations; everything is in {run.report}")
 
 
-@contextmanager
-def _in_memory(needed: str) -> Iterator[None]:
-    """Where memory runs out, one line that says for what and what would help."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        said = "out of memory|can't allocate memory|size calculation overflowed"  # by torch, whose CPU half has no class for it
-        if not isinstance(error, MemoryError) and not re.search(said, str(error)):
-            raise
-        raise InvalidValue(f"out of memory {needed}") from error
-
-
 def _option(name: str, kind: type, choices: Iterable[Any], default: Any, text: str) -> click.Option:
     flag = "--" + name.replace("_", "-")
     choices = list(choices)
@@ -204,10 +193,14 @@ def sample(run: str, n: int, out: str, labels: int | None, truncation: float | N
     from ganfast.engine import export
 
     write = export.writer(Path(out))
-    with _in_memory(f"with {n} samples: make --n smaller"):
+    with in_memory(f"with {n} samples: make --n smaller"):
         trainer = api.Trainer.resume(run, device=device, training=False)
         write(trainer.sample(n, truncation=truncation, labels=labels, seed=seed))
     click.echo(f"{n} samples of {trainer.recipe.name}, iteration {trainer.steps}, in {out}")
+
+
+for another in (evaluation_command, representation_command, *explore.COMMANDS):
+    ganfast.add_command(another)
 
 
 @ganfast.command("recipes")
@@ -259,27 +252,42 @@ def _several(context: click.Context, parameter: click.Parameter, given: tuple[st
     return [word for words in given for word in words.replace(",", " ").split()]
 
 
+def _numbers(option: str, given: list[str], *, least: int) -> list[int]:
+    numbers = [int(number) if number.isdecimal() else -1 for number in given]
+    if not numbers or min(numbers) < least:
+        raise InvalidValue(f"{option}: expected whole numbers of at least {least}, got {' '.join(given) or 'none'}")
+    return numbers
+
+
 @bench.command()
 @click.option("--recipes", multiple=True, callback=_several, help="dcgan, wgan-gp, sngan; several with commas  [default: all]")
 @click.option("--batch", multiple=True, default=["32,64"], show_default="32,64", callback=_several, help="several with commas")
+@click.option("--critic-steps", multiple=True, default=["1"], show_default="1", callback=_several, help="several with commas")
 @click.option("--device", default="auto", show_default=True, help="auto takes a GPU where there is one; cpu, cuda, cuda:1")
 @click.option("--out", help="a CSV file that the rows are added to")
 @click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0.01), help="for each provider of a case")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores unless given")
-def training(recipes: list[str], batch: list[str], device: str, out: str | None, seconds: float, threads: int | None) -> None:
+def training(
+    recipes: list[str],
+    batch: list[str],
+    critic_steps: list[str],
+    device: str,
+    out: str | None,
+    seconds: float,
+    threads: int | None,
+) -> None:
     """Whole iterations of the engine, against the fastest modes of the same loops in stock PyTorch."""
     import torch
 
     from ganfast.benches.training import suite
     from ganfast.engine.settings import resolve_device
 
-    batches = [int(size) if size.isdecimal() else 0 for size in batch]
-    if not batches or min(batches) < 2:
-        raise InvalidValue(f"--batch: expected whole numbers of at least 2, got {' '.join(batch) or 'none'}")
+    batches, steps = _numbers("--batch", batch, least=2), _numbers("--critic-steps", critic_steps, least=1)
     if threads is not None:
         torch.set_num_threads(threads)
     suite.check(target := None if out is None else Path(out))
-    suite.run(recipes, batches, target, device=resolve_device(device), seconds=seconds, show=click.echo)
+    where = resolve_device(device)
+    suite.run(recipes, batches, target, critic_steps=steps, device=where, seconds=seconds, show=click.echo)
 
 
 @bench.command()

@@ -7,7 +7,9 @@ Each is a :class:`Error` and the built-in that matches, so that ``except ValueEr
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class Error(Exception):
@@ -51,3 +53,15 @@ def near(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+@contextmanager
+def in_memory(needed: str) -> Iterator[None]:
+    """Where memory runs out, one line that says for what and what would help."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = "out of memory|can't allocate memory|size calculation overflowed"  # by torch, whose CPU half has no class for it
+        if not isinstance(error, MemoryError) and not re.search(said, str(error)):
+            raise
+        raise InvalidValue(f"out of memory {needed}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ganfast.errors import InvalidValue
@@ -109,7 +108,12 @@ class Codes:
         return self._join(_normal(1, self.noise, device).expand(n, -1), order % self.categories, continuous)
 
     def _join(self, noise: Tensor, category: Tensor, continuous: Tensor) -> dict[str, Tensor]:
-        return {"z": torch.cat([noise, F.one_hot(category, self.categories).to(noise), continuous], 1)}
+        return {"z": torch.cat([noise, one_hot(category, self.categories, noise.dtype), continuous], 1)}
+
+
+def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """(N, classes) of labels (N,), without a look at their values, which torch's own takes on a CPU."""
+    return (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).to(dtype)
 
 
 def _normal(n: int, dim: int, device: torch.device, truncation: float | None = None) -> Tensor:

@@ -26,7 +26,7 @@ class Adam(torch.optim.Adam):
     """
 
     _averages: dict[Tensor, Tensor] = {}  # noqa: RUF012  # of the class: a copied optimizer follows nothing
-    _pull = 0.0
+    _pull: float | Tensor = 0.0
 
     def __init__(self, params: Any, *arguments: Any, **settings: Any) -> None:
         params = list(params)
@@ -34,7 +34,7 @@ class Adam(torch.optim.Adam):
         fused = not (complexes or settings.get("foreach") or settings.get("differentiable"))
         super().__init__(params, *arguments, **{"fused": fused, **settings})
 
-    def follow(self, averages: dict[Tensor, Tensor], pull: float) -> None:
+    def follow(self, averages: dict[Tensor, Tensor], pull: float | Tensor) -> None:
         """``averages`` by parameter: the next step takes out those that it moves by ``pull`` of the way, and leaves the rest."""
         self._averages, self._pull = averages, pull
 
@@ -67,7 +67,10 @@ class Adam(torch.optim.Adam):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None:
             found_inf = found_inf.view(())
-        torch._foreach_add_(steps, 1 if found_inf is None else 1 - found_inf)
+        if found_inf is None:
+            torch._foreach_add_(steps, 1)
+        else:
+            torch._foreach_add_(steps, [1 - found_inf] * len(steps))  # of one tensor alone torch would ask for its value
         averages: list[Tensor] = []
         if self._averages and all(p in self._averages and self._averages[p].stride() == p.stride() for p in params):
             averages = [self._averages.pop(p) for p in params]

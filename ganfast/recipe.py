@@ -68,7 +68,7 @@ class Phase:
     ``loss(networks, batch)`` sees the networks by name and one batch: the data fields in ``reads`` (images (N, C, H, W) in
     [-1, 1], points (N, 2), labels (N,)) and the generator's inputs that the recipe's latent draws (``batch.z``, asked labels
     ``batch.y``). Networks outside ``updates`` are frozen while it runs: they pass gradients on and collect none. All
-    randomness comes from torch's default generator, which the engine seeds from (seed, step, phase, repeat).
+    randomness comes from torch's default generator, which the engine seeds from (seed, step).
     """
 
     name: str

@@ -2,9 +2,11 @@
 
     checkpoints/step-00000100/{state.safetensors, state.json, manifest.json}
     checkpoints/latest -> step-00000100
+    checkpoints/best -> step-00000060, where scores are taken during training
 
 A save writes beside its final name, syncs every file and the folder, renames, syncs the parent, moves ``latest``, and then
-prunes. The manifest has every file's SHA-256; what does not match is passed over in favour of the save before it.
+prunes, all but the best one. The manifest has every file's SHA-256; what does not match is passed over in favour of the save
+before it.
 A name is given once: another state of a step that is saved already becomes ``step-00000100.1``, so that a kill leaves one of
 the two whole, and the older is then pruned.
 """
@@ -27,7 +29,8 @@ from torch import Tensor
 from ganfast.errors import Damaged, NotFound, NotWritable
 from ganfast.files import sync_folder, write_synced
 
-TENSORS, SCALARS, MANIFEST, LATEST = "state.safetensors", "state.json", "manifest.json", "latest"
+TENSORS, SCALARS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+LATEST, BEST = "latest", "best"
 _NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 
@@ -40,7 +43,7 @@ class State:
 
 
 def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
-    """Write ``folder/step-N`` atomically and prune all but it and the ``keep`` - 1 steps before it.
+    """Write ``folder/step-N`` atomically and prune all but it, the ``keep`` - 1 steps before it, and the best.
 
     A whole save of the same state is kept as it is. Raises NotWritable with older saves untouched.
     """
@@ -58,9 +61,11 @@ def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
             _write_all(temporary, files)
             os.rename(temporary, final)
             sync_folder(folder)
-        _point(folder, final.name)
+        _point(folder, LATEST, final.name)
         replaced = [place for place in same_step if place != final]
-        before = [place for place in saves(folder) if _order(place)[0] < step]
+        if best(folder) in replaced:
+            _point(folder, BEST, final.name)
+        before = [place for place in saves(folder) if _order(place)[0] < step and place != best(folder)]
         for old in [*replaced, *before[keep - 1 :]]:
             shutil.rmtree(old)
     except OSError as error:
@@ -72,6 +77,28 @@ def save(folder: Path, step: int, state: State, *, keep: int) -> Path:
 def saves(folder: Path) -> list[Path]:
     """Every finished save, newest first."""
     return sorted((place for place in folder.glob("step-*") if _NAME.fullmatch(place.name)), key=_order, reverse=True)
+
+
+def best(folder: Path) -> Path | None:
+    """The save that ``best`` points to, where there is one."""
+    try:
+        place = folder / os.readlink(folder / BEST)
+    except OSError:
+        return None
+    return place if place in saves(folder) else None
+
+
+def choose_best(folder: Path, chosen: Path | None) -> None:
+    """Let ``best`` point to this save, or to none. Raises NotWritable."""
+    if chosen == best(folder) is not None:
+        return
+    try:
+        if chosen is None:
+            (folder / BEST).unlink(missing_ok=True)
+        else:
+            _point(folder, BEST, chosen.name)
+    except OSError as error:
+        raise NotWritable(f"cannot write {folder / BEST}: {error.strerror or error}") from error
 
 
 def load(folder: Path, *, warn: Callable[[str], None]) -> State:
@@ -173,6 +200,11 @@ def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
     sync_folder(folder)
 
 
+def step_of(place: Path) -> int:
+    """The step in a save's name."""
+    return _order(place)[0]
+
+
 def _order(place: Path) -> tuple[int, int]:
     """The step in a save's name, and which save of that step it is."""
     step, number = _NAME.fullmatch(place.name).groups(default="0")  # type: ignore[union-attr]
@@ -184,9 +216,9 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _point(folder: Path, name: str) -> None:
-    temporary = folder / f"{LATEST}.tmp-{os.getpid()}"
+def _point(folder: Path, link: str, name: str) -> None:
+    temporary = folder / f"{link}.tmp-{os.getpid()}"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
-    os.replace(temporary, folder / LATEST)
+    os.replace(temporary, folder / link)
     sync_folder(folder)

@@ -146,6 +146,39 @@ def curves(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Image:
     return _picture(figure)
 
 
+def scores(rows: Sequence[Mapping[str, Any]], *, best: Mapping[str, Any] | None = None) -> Image:
+    """Scores of samples as panels over kimg, from rows with ``kimg`` and ``metric/NAME``; ``metric/NAME std`` is drawn as a band.
+
+    ``best`` is the row whose checkpoint is kept.
+    """
+    names = list(dict.fromkeys(key for row in rows for key in row if key.startswith("metric/") and not key.endswith(" std")))
+    across = min(2, max(1, len(names)))
+    down = max(1, math.ceil(len(names) / across))
+    figure = _figure(10.4 if across == 1 else 12.4, 0.3 + 2.7 * down)
+    figure.set_layout_engine("constrained", hspace=0.06, wspace=0.04)
+    grid = figure.subplots(down, across, sharex=True, squeeze=False).ravel()
+    for axes, name, colour in zip(grid, names, LINES * (1 + len(names) // len(LINES)), strict=False):
+        kimg, value, spread = (
+            np.array([math.nan if row.get(key) is None else row[key] for row in rows], dtype=np.float64)
+            for key in ("kimg", name, f"{name} std")
+        )
+        axes.fill_between(kimg, value - spread, value + spread, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(kimg, value, color=colour, linewidth=1.7, marker="o", markersize=3.5)
+        if best is not None and best.get(name) is not None:
+            label = f"{best[name]:.4g}, the checkpoint kept as best"
+            axes.plot(best["kimg"], best[name], "o", color=INK, markersize=10, fillstyle="none", markeredgewidth=1.5, label=label)
+            axes.legend(loc="lower right", bbox_to_anchor=(1.01, 0.97), frameon=False, handletextpad=0.2)
+        axes.set_title(name.removeprefix("metric/"), loc="left", fontsize=10.5, fontweight="bold", color=INK)
+        axes.grid(axis="y", color=RULE, linewidth=0.8)
+        axes.margins(x=0.02, y=0.1)
+    for axes in grid[len(names) :]:
+        axes.remove()
+    for axes in grid[: len(names)][-across:]:
+        axes.set_xlabel("kimg")
+        axes.tick_params(labelbottom=True)
+    return _picture(figure)
+
+
 def _checked(name: str, images: Array) -> Array:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         kind = f"{images.dtype} array" if isinstance(images, np.ndarray) else type(images).__name__

@@ -21,18 +21,24 @@ class MovingAverage:
         self.source, self.decay = source, decay
         self.module = copy.deepcopy(source).eval().requires_grad_(False)
         self._left: dict[Tensor, Tensor] | None = None
+        # read where it lies, so that a recorded iteration finds it changed
+        self._pull = torch.zeros((), dtype=torch.float64, device=next(source.parameters()).device)
 
-    def ride(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def prepare(self, step: int) -> None:
+        """Say which iteration it is that the next :meth:`update` belongs to."""
+        self._pull.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
+
+    def ride(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the next step of ``optimizer`` move the weights' averages as it moves the weights, where it can do that.
 
         For the last one before :meth:`update`, which moves whatever was left.
         """
         self._left = self._weights()
         if isinstance(optimizer, Adam):
-            optimizer.follow(self._left, self._pull(step))
+            optimizer.follow(self._left, self._pull)
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         left = self._weights() if self._left is None else self._left
         theirs, ours = list(left), list(left.values())
         for mine, current in zip(self.module.buffers(), self.source.buffers(), strict=True):
@@ -42,12 +48,11 @@ class MovingAverage:
             else:
                 mine.copy_(current)
         if ours:
-            torch._foreach_lerp_(ours, theirs, self._pull(step))
+            away = torch._foreach_sub(theirs, ours)
+            torch._foreach_mul_(away, self._pull)
+            torch._foreach_add_(ours, away)
         left.clear()  # an optimizer that skipped its step holds it still
         self._left = None
 
     def _weights(self) -> dict[Tensor, Tensor]:
         return dict(zip(self.source.parameters(), self.module.parameters(), strict=True))
-
-    def _pull(self, step: int) -> float:
-        return 1 - min(self.decay, (1 + step) / (10 + step))

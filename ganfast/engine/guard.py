@@ -31,6 +31,7 @@ class Guard:
         self._in_a_row: dict[str, Tensor] = {}  # by phase: one phase's success is not another's
         self._longest = torch.zeros((), dtype=torch.int32, device=device)
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.waits = True  # for the answer before it steps; otherwise nothing here asks the device anything
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -45,11 +46,9 @@ class Guard:
         in_a_row.add_(1).mul_(~finite)
         torch.maximum(self._longest, in_a_row, out=self._longest)
         self.skipped.add_(~finite)
-        if finite.is_cuda and all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups):
+        if not self.waits:
             for optimizer in optimizers:
-                optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # fused optimizers skip where it is 1
-                optimizer.grad_scale = None  # type: ignore[attr-defined]
-                optimizer.step()
+                _step_where(finite, optimizer)
             for buffer, kept in zip(self._buffers, self._kept, strict=True):
                 buffer.copy_(torch.where(finite, buffer, kept))
             constrain()  # weights that did not move still satisfy it
@@ -86,6 +85,25 @@ class Guard:
     def _put_back(self) -> None:
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._kept)
+
+
+def _step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step that leaves everything as it was where ``finite`` is false, which the device decides."""
+    groups = optimizer.param_groups
+    if all(group.get("fused") for group in groups):
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # fused optimizers skip where it is 1
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        optimizer.step()
+        return
+    parameters = [p for group in groups for p in group["params"] if p.grad is not None]
+    for p in parameters:
+        assert p.grad is not None
+        p.grad.copy_(torch.where(finite, p.grad, 0.0))  # what the first step makes of its state must be finite
+    moved = [*parameters, *(s for p in parameters for s in optimizer.state.get(p, {}).values() if isinstance(s, Tensor))]
+    before = [tensor.clone() for tensor in moved]
+    optimizer.step()
+    for tensor, kept in zip(moved, before, strict=True):
+        tensor.copy_(torch.where(finite, tensor, kept))
 
 
 def diagnose(networks: Named, phase: Phase, loss: Callable[[], Terms]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ganfast.engine.evaluate import Evaluation, Scorer
 from ganfast.engine.progress import Progress
 from ganfast.engine.report import write_report
 from ganfast.engine.runfolder import RunFolder, sample_pictures, step_of
@@ -28,12 +29,14 @@ _PAIRS = 8  # rows of a picture with several columns
 _POINTS, _ARROWS = 1000, 120
 
 
-def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, seconds: float = 0.0) -> str:
+def run(
+    trainer: Trainer, until: int, folder: RunFolder | None = None, *, seconds: float = 0.0, scorer: Scorer | None = None
+) -> str:
     """Train until iteration ``until``. Returns the name of the signal that ended it early, or an empty string.
 
-    With a ``folder`` (``trainer.out``) it leaves the log, pictures, checkpoints and report there; ``seconds`` is what the run has
-    taken before. A full disk is noted and training goes on. A run that is ended early has a row and a picture of where it stands,
-    which :func:`rewind` takes away again. Raises NonFinite where one roll-back did not help.
+    With a ``folder`` (``trainer.out``) it leaves the log, pictures, checkpoints and report there, and a ``scorer``'s scores;
+    ``seconds`` is what the run has taken before. A full disk is noted and training goes on. A run that is ended early has a row
+    and a picture of where it stands, which :func:`rewind` takes away again. Raises NonFinite where one roll-back did not help.
     """
     log, tick, save = intervals(trainer.settings, until).values()
     began = time.monotonic() - seconds
@@ -48,9 +51,9 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
         Progress(until, start=trainer.steps, unit_images=unit, description=trainer.recipe.name) as bar,
     ):
 
-        def keep(write: Callable[..., Any], *arguments: Any) -> None:
+        def keep(write: Callable[..., Any], *arguments: Any) -> Any:
             try:
-                write(*arguments)
+                return write(*arguments)
             except NotWritable as error:
                 bar.note(f"{error}; training goes on without it")
 
@@ -62,6 +65,10 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
             if drawable:
                 keep(folder.save_sample, trainer.steps, picture(trainer))
 
+        evaluation = None if folder is None or scorer is None else Evaluation(trainer, folder, scorer, interrupts)
+        if evaluation is not None:
+            keep(evaluation.begin, until, bar.note)
+            bar.rate.mark()
         if folder is not None and trainer.steps % tick == 0 and not _sample(folder, trainer.steps):
             draw(folder)
         rolled_back = False
@@ -75,6 +82,9 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
                 trainer.roll_back(bar.note)
                 bar.rate.add((reached - trainer.steps) * unit)  # what is trained again counts again
                 keep(folder.truncate_after, trainer.steps)
+                keep(folder.forget_evaluations_after, trainer.steps)
+                if evaluation is not None:
+                    keep(evaluation.begin, until, bar.note)
                 bar.note(f"{error}; back to iteration {trainer.steps}, with other random draws")
                 continue
             step = trainer.steps
@@ -87,10 +97,12 @@ def run(trainer: Trainer, until: int, folder: RunFolder | None = None, *, second
                 log_row(folder)
             if due(step, tick, until):
                 draw(folder)
-            if due(step, save, until):
+            scored = evaluation is not None and evaluation.due(until)
+            saved = scored and evaluation is not None and keep(evaluation.run, bar.note)
+            if due(step, save, until) and not saved:
                 keep(trainer.save)
-            if step % tick == 0 or step % save == 0:
-                bar.rate.mark()  # images/s is of training, not of drawing and saving
+            if step % tick == 0 or step % save == 0 or scored:
+                bar.rate.mark()  # images/s is of training, not of drawing, scoring and saving
         if folder is not None:
             if interrupts.requested:
                 values = as_floats(latest)
@@ -117,6 +129,7 @@ def rewind(folder: RunFolder, step: int, before: Mapping[str, Any]) -> None:
     every, until = before.get("intervals", {}), before.get("steps", step)
     row, drawn = (due(step, every.get(name, 1), until) for name in ("log_every", "tick_every"))
     folder.truncate_after(step if row else step - 1)  # a picture that goes with the row is drawn again when the run begins
+    folder.forget_evaluations_after(step)
     if not drawn and (left := _sample(folder, step)):
         try:
             left.unlink()

@@ -38,10 +38,22 @@ def decayed(kind: str, step: int, total: int) -> float:
     return min(1.0, max(0.0, (total - step) / (total - total // 2)))
 
 
-def set_factor(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def keep_on(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Step sizes become tensors, which a recorded step reads anew each time; of two ways torch takes the one that never waits."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
-        group["lr"] = group["initial_lr"] * factor
+        group["lr"] = torch.full((), group["initial_lr"], dtype=torch.float32, device=device)
+        if "capturable" in group and device.type == "cuda":
+            group["capturable"] = True
+
+
+def set_factor(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        lr = group.setdefault("initial_lr", group["lr"]) * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

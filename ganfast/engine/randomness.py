@@ -1,4 +1,4 @@
-"""Counter-based randomness: what a pass draws is a function of (seed, step, phase, repeat), so a resume needs the step alone."""
+"""Counter-based randomness: what an iteration draws is a function of (seed, step), so a resume needs the step alone."""
 
 from __future__ import annotations
 

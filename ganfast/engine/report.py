@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from ganfast.engine import draw, film
+from ganfast.engine import checkpoint, draw, film
 from ganfast.engine import runfolder as run
 from ganfast.files import write_atomically
 
@@ -25,21 +25,25 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def write_report(folder: Path) -> Path:
-    """Draw curves.png and training.webp, and write report.html, from config.json, log.jsonl and samples/.
+    """Draw curves.png, scores.png and training.webp, and write report.html, from what the folder holds.
 
     A run that stopped early gets a page of what there is. The page stays under 10 MB. Returns its path.
     Raises NotFound, Damaged or NotWritable.
     """
     config, rows, samples = run.read_config(folder), run.read_rows(folder), run.sample_pictures(folder)
+    evaluations = run.read_rows(folder, run.EVALUATIONS)
     title = f"{config.get('recipe', 'run')} on {_section(config, 'data').get('name', 'data')}"
     write_atomically(folder / run.CURVES, run.png(draw.curves(rows, title=title)))
     if samples:
         film.animation(samples, folder / run.ANIMATION)
+    best = _best(folder, evaluations)
+    if evaluations:
+        write_atomically(folder / run.SCORES, run.png(draw.scores(evaluations, best=best)))
     page = Template((files("ganfast.engine") / "report_template.html").read_text("utf-8")).substitute(
         title=escape(title),
         header=_header(title, config, rows),
-        figures=_figures(config, rows),
-        pictures=_pictures(folder, samples),
+        figures=_figures(config, rows, evaluations),
+        pictures=_pictures(folder, samples) + _scores(folder, evaluations, best),
         commands=_commands(config),
         settings=_settings(config),
     )
@@ -71,7 +75,7 @@ def _notices(config: Mapping[str, Any], rows: Rows) -> list[str]:
     return found
 
 
-def _figures(config: Mapping[str, Any], rows: Rows) -> str:
+def _figures(config: Mapping[str, Any], rows: Rows, evaluations: Rows) -> str:
     engine = _section(config, "engine")
     last = {key: value for row in rows for key, value in row.items() if _finite(value)}
     speeds = [row["images_per_second"] for row in rows if _finite(row.get("images_per_second"))]
@@ -84,7 +88,9 @@ def _figures(config: Mapping[str, Any], rows: Rows) -> str:
         "precision": str(engine.get("precision", "-")),
         "seed": str(engine.get("seed", "-")),
     }
-    tiles |= {key.removeprefix("metric/"): f"{value:.4g}" for key, value in last.items() if key.startswith("metric/")}
+    last |= {key: value for row in evaluations for key, value in row.items() if key.startswith(run.METRIC) and _finite(value)}
+    scores = {key: value for key, value in last.items() if key.startswith(run.METRIC) and not key.endswith(" std")}
+    tiles |= {key.removeprefix(run.METRIC): f"{value:.4g}" for key, value in scores.items()}
     cells = [f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles.items()]
     return '<dl class="figures">\n' + "\n".join(cells) + "\n</dl>"
 
@@ -115,6 +121,26 @@ def _pictures(folder: Path, samples: Sequence[Path]) -> str:
     return "\n".join([last, '<div class="pair">', *pair, "</div>", curves])
 
 
+def _scores(folder: Path, evaluations: Rows, best: Mapping[str, Any] | None) -> str:
+    """The curve of the scores, and how they were taken."""
+    if not evaluations:
+        return ""
+    manifest = _section(evaluations[-1], "manifest")
+    fake, real = (
+        f"{_section(manifest, side).get('n', '-'):,} {what}" for side, what in (("fake", "samples"), ("real", "real images"))
+    )
+    hint = f"{fake} against {real}" + (f"; checkpoints/best is of step {best['step']:,}" if best else "")
+    picture = f'<img src="{_png(folder / run.SCORES)}" alt="scores over the run">'
+    told = f"<details><summary>How they were taken</summary>\n<table>\n{_rows_of(_flat(manifest))}\n</table></details>"
+    return "\n" + _card("Scores", hint, f"{picture}\n{told}")
+
+
+def _best(folder: Path, evaluations: Rows) -> Mapping[str, Any] | None:
+    """The row of the checkpoint that is kept as the best."""
+    place = checkpoint.best(folder / run.CHECKPOINTS)
+    return next((row for row in reversed(evaluations) if place and row.get("step") == checkpoint.step_of(place)), None)
+
+
 def _card(title: str, hint: str, body: str) -> str:
     small = f" <small>{escape(hint)}</small>" if hint else ""
     return f'<section class="card">\n<h2>{escape(title)}{small}</h2>\n{body}\n</section>'
@@ -134,8 +160,11 @@ def _settings(config: Mapping[str, Any]) -> str:
 
 
 def _table(name: str, values: Mapping[str, str]) -> str:
-    cells = [f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in values.items()]
-    return f'<table>\n<tr class="group"><th colspan="2">{escape(name)}</th></tr>\n' + "\n".join(cells) + "\n</table>"
+    return f'<table>\n<tr class="group"><th colspan="2">{escape(name)}</th></tr>\n{_rows_of(values)}\n</table>'
+
+
+def _rows_of(values: Mapping[str, str]) -> str:
+    return "\n".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in values.items())
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

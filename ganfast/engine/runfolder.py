@@ -2,9 +2,10 @@
 
 config.json         the resolved configuration
 log.jsonl           one row per tick
+evaluations.jsonl   scores of samples, where they are taken: one row each time
 samples/            one picture per tick, step-00000100.png
 tensorboard/        events, where TensorBoard is installed
-curves.png, training.webp, report.html
+curves.png, scores.png, training.webp, report.html
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CONFIG, LOG, SAMPLES, EVENTS, CHECKPOINTS = "config.json", "log.jsonl", "samples", "tensorboard", "checkpoints"
-CURVES, ANIMATION, REPORT = "curves.png", "training.webp", "report.html"
+EVALUATIONS, METRIC = "evaluations.jsonl", "metric/"  # what a score's name begins with in a row
+CURVES, SCORES, ANIMATION, REPORT = "curves.png", "scores.png", "training.webp", "report.html"
 DIAGNOSIS, LOCK = "nonfinite.json", ".lock"
 
 
@@ -74,18 +76,33 @@ class RunFolder:
         (a full disk) with the log as it was, so that a caller may go on and append later rows; raises once more, with the row in
         the log, where TensorBoard's writer fails, which then stays closed.
         """
-        values = {key: _plain(key, value) for key, value in row.items()}
+        self._append(LOG, {key: _plain(key, value) for key, value in row.items()})
+
+    def append_evaluation(self, row: Mapping[str, Any]) -> None:
+        """Add one row to evaluations.jsonl: scores as ``metric/NAME``, ``step``, ``kimg``, and what tells how they were taken.
+
+        Raises NotWritable as :meth:`append` does.
+        """
+        self._append(EVALUATIONS, row)
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
         lost = {key: str(value) for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
         stored = {key: None if key in lost else value for key, value in values.items()}
         if lost:
             stored["nonfinite"] = lost
-        _append_line(self.path / LOG, json.dumps(stored, allow_nan=False))
-        step = values.pop("step", 0)
-        self._send({key: value for key, value in values.items() if isinstance(value, int | float)}, step)
+        _append_line(self.path / name, json.dumps(stored, allow_nan=False))
+        numbers = {key: value for key, value in values.items() if key != "step" and isinstance(value, int | float)}
+        if name == EVALUATIONS:  # how long it took, and at how many kimg, are no scores
+            numbers = {key: value for key, value in numbers.items() if key.startswith(METRIC)}
+        self._send(numbers, values.get("step", 0))
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of log.jsonl as they were appended. A torn last line, which a kill leaves, is passed over."""
         return read_rows(self.path)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """All rows of evaluations.jsonl, as :meth:`rows`."""
+        return read_rows(self.path, EVALUATIONS)
 
     def truncate_after(self, step: int) -> None:
         """Forget rows and sample pictures beyond ``step``, torn lines and stale temporaries: where a resumed run starts.
@@ -93,8 +110,7 @@ class RunFolder:
         Raises Damaged where the log cannot be read, NotWritable where something cannot be removed.
         """
         self.close()
-        kept = [line for line, row in _lines(self.path / LOG) if row is not None and row.get("step", 0) <= step]
-        write_atomically(self.path / LOG, "".join(f"{line}\n" for line in kept).encode())
+        self._truncate(LOG, step)
         beyond = [picture for picture in sample_pictures(self.path) if step_of(picture) > step]
         for stale in [*beyond, *self.path.glob(".*.tmp-*"), *(self.path / SAMPLES).glob(".*.tmp-*")]:
             try:
@@ -102,6 +118,15 @@ class RunFolder:
             except OSError as error:
                 raise NotWritable(f"cannot remove {stale}: {error.strerror}") from error
         self._purge = step + 1
+
+    def forget_evaluations_after(self, step: int) -> None:
+        """The same for rows of evaluations.jsonl."""
+        if os.path.exists(self.path / EVALUATIONS):
+            self._truncate(EVALUATIONS, step)
+
+    def _truncate(self, name: str, step: int) -> None:
+        kept = [line for line, row in _lines(self.path / name) if row is not None and row.get("step", 0) <= step]
+        write_atomically(self.path / name, "".join(f"{line}\n" for line in kept).encode())
 
     def save_picture(self, name: str, image: Image) -> Path:
         """Write ``image`` as PNG to ``name`` within the folder, atomically."""
@@ -164,7 +189,7 @@ def removed_if_untrained(folder: Path) -> Iterator[None]:
     What was there before the block stays, and so does a run with rows in its log, a checkpoint or a diagnosis.
     """
     missing = _missing(folder)
-    new = [folder / name for name in (LOG, SAMPLES, EVENTS, LOCK, CONFIG) if not os.path.exists(folder / name)]
+    new = [folder / name for name in (LOG, EVALUATIONS, SAMPLES, EVENTS, LOCK, CONFIG) if not os.path.exists(folder / name)]
     try:
         yield
     except Exception:
@@ -195,12 +220,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a folder's log.jsonl, with NaN and Inf restored; none where there is no log.
+def read_rows(folder: Path, name: str = LOG) -> list[dict[str, Any]]:
+    """All rows of a folder's log.jsonl (or of ``name``), with NaN and Inf restored; none where there is no such file.
 
     Raises Damaged for an unreadable log, or an unreadable line before the last one.
     """
-    place = folder / LOG
+    place = folder / name
     lines = list(_lines(place))
     rows = []
     for number, (_, row) in enumerate(lines, start=1):

@@ -17,8 +17,8 @@ from ganfast.engine.randomness import seeded
 from ganfast.errors import InvalidType, InvalidValue
 from ganfast.recipe import Named, Recipe, Terms
 
-_SAMPLE, _PREVIEW, _PULL = 1 << 32, 1 << 33, 1 << 34  # words that keep these draws apart from training's
-_CHUNK = 256  # samples generated at once
+_SAMPLE, _PREVIEW, _PULL, _STREAM = 1 << 32, 1 << 33, 1 << 34, 1 << 35  # words that keep these draws apart from training's
+CHUNK = 256  # samples generated at once
 
 
 class Samples:
@@ -47,6 +47,19 @@ class Samples:
                     f"recipe {self.recipe.name!r} makes its samples from data: it takes no truncation and no labels"
                 )
             return self._generate(lambda nets, chunk: {"samples": self.recipe.sample(nets, chunk)}, networks, inputs)["samples"]
+
+    def stream(self, networks: Named, n: int, seed: int) -> Iterator[Tensor]:
+        """``n`` samples of a seed, some at a time: uint8 (k, H, W, C), or float32 (k, 2) for points, on the device.
+
+        The first of them are the same whatever ``n`` is: chunks are made whole, and what is too much of the last is left.
+        """
+        for number, start in enumerate(range(0, n, CHUNK)):
+            with seeded(self.device, seed, _STREAM, number), torch.no_grad(), evaluating(networks):
+                inputs = self._from_data(CHUNK, start)
+                if self.recipe.latent is not None:
+                    inputs.update(self.recipe.latent.sample(CHUNK, self.device))
+                x = self.recipe.sample(networks, inputs)
+            yield (pixels(x) if self.data.image_size else x.float())[: n - start]
 
     def preview(self, networks: Named, n: int) -> dict[str, NDArray[Any]]:
         """The same ``n`` inputs at any time in a run, as named columns of uint8 images (n, H, W, C) or of points (n, 2)."""
@@ -105,8 +118,8 @@ class Samples:
         n = len(next(iter(inputs.values())))
         parts: dict[str, list[NDArray[Any]]] = {}
         with torch.no_grad(), evaluating(networks):
-            for start in range(0, n, _CHUNK):
-                chunk = Named({key: value[start : start + _CHUNK] for key, value in inputs.items()})
+            for start in range(0, n, CHUNK):
+                chunk = Named({key: value[start : start + CHUNK] for key, value in inputs.items()})
                 for name, x in columns(networks, chunk).items():
                     parts.setdefault(name, []).append(to_uint8(x) if self.data.image_size else x.float().cpu().numpy())
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
@@ -114,9 +127,14 @@ class Samples:
 
 def to_uint8(images: Tensor) -> NDArray[np.uint8]:
     """Images (n, C, H, W) in [-1, 1] as uint8 (n, H, W, C), rounded to the nearest of 256 levels."""
+    return pixels(images).cpu().numpy()
+
+
+def pixels(images: Tensor) -> Tensor:
+    """The same where the images are."""
     if images.dim() != 4:
         raise InvalidType(f"expected images (n, C, H, W), got shape {tuple(images.shape)}")
-    return images.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
 
 
 def counted(expected: str, value: Any, *, least: int) -> int:

@@ -8,6 +8,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Interrupted(Exception):
+    """A signal asked for an end in the middle of something that can be done again."""
+
+
 class Interrupts:
     """``requested`` names the signal that asked for an end, or is empty. A context manager.
 
@@ -27,6 +31,11 @@ class Interrupts:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raises Interrupted where an end was asked for."""
+        if self.requested:
+            raise Interrupted(self.requested)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

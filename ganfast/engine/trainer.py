@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ganfast.data import Dataset, Sampler
+from ganfast.data.sampler import RESIDENT_SHARE, Draws
 from ganfast.engine import checkpoint, guard, optimizers, state
+from ganfast.engine.capture import CudaRecorder, Recorder, Recordings
 from ganfast.engine.ema import MovingAverage
 from ganfast.engine.randomness import borrowed, mix
-from ganfast.engine.samples import Samples
+from ganfast.engine.samples import Samples, counted
 from ganfast.engine.settings import Settings, resolve_device, resolve_precision
 from ganfast.errors import Damaged, InvalidData, InvalidValue, NonFinite, NotWritable
 from ganfast.files import write_atomically
@@ -66,6 +69,27 @@ class Trainer:
         self._sampler = Sampler(data, seed=seed, device=self.device, flip=self.settings.flip and image, channels_last=image)
         self._samples = Samples(recipe, data, self._sampler, self.device, seed)
         self._sampled = 0
+        self._recordings: Recordings | None = None
+        if self.device.type == "cuda":
+            self._stay_on_device(CudaRecorder(self.device) if self.settings.graphs else None)
+
+    def _stay_on_device(self, recorder: Recorder | None) -> None:
+        """Iterations are functions of tensors alone from now on, and recorded where that is possible."""
+        self._guard.waits = False
+        for optimizer in self._optimizers.values():
+            optimizers.keep_on(optimizer, self.device)
+        if recorder is not None and self._sampler.resident:
+            self._recordings = Recordings(recorder)
+        elif recorder is not None and self.recipe.reads:
+            share = f"{RESIDENT_SHARE:.0%} of the GPU's free memory"
+            warnings.warn(
+                f"iterations run without a CUDA graph, slower: the data take more than {share}", RuntimeWarning, stacklevel=3
+            )
+
+    @property
+    def _places(self) -> Iterator[int]:
+        """Where the weights lie, which a recording knows them by."""
+        return (parameter.data_ptr() for parameters in self._trainable.values() for parameter in parameters)
 
     # ---- training
 
@@ -77,30 +101,58 @@ class Trainer:
         Nothing waits for the device. A pass whose loss or gradient is not finite is skipped; after several in a row raises
         NonFinite with a diagnosis, at once on a CPU and within 100 iterations on a GPU.
         """
-        logs: dict[str, Tensor] = {}
-        reading = self._passes_before(self.steps)
-        with borrowed(self.device) as draws, self._deterministic(), self._thawed():
-            passes = self._passes()
-            last = {name: number for number, (_, phase, _) in enumerate(passes) for name in phase.updates}
-            for number, (index, phase, repeat) in enumerate(passes):
-                for name, average in self._averages.items():
-                    if last.get(name) == number and phase.after is None:  # what comes after it would change the weights again
-                        average.ride(self._optimizers[name], self.steps)
-                logs |= self._pass(phase, (self.steps, index, repeat), reading, draws)
-                reading += bool(phase.reads)
-            for average in self._averages.values():
-                average.update(self.steps)
+        factor = optimizers.decayed(self.settings.decay, self.steps, self.settings.decay_steps)
+        for optimizer in self._optimizers.values():
+            optimizers.set_factor(optimizer, factor)
+        for average in self._averages.values():
+            average.prepare(self.steps)
+        passes, draws = self._passes(self.steps), self._draws(self.steps)
+        with self._seeded(self.steps), self._deterministic(), self._thawed():
+            if self._recordings is None:
+                logs = self._iterate(passes, draws)
+            else:
+                kind = (*(phase.name for phase in passes), *self._places)
+                logs = self._recordings.run(kind, lambda tensors: self._iterate(passes, draws.of(tensors)), draws.tensors)
         self.steps += 1
         if (self.device.type == "cpu" or self.steps % _LATE == 0) and self._guard.exhausted():
             raise self._diagnosis()
         return logs
 
-    def _passes(self) -> list[tuple[int, Phase, int]]:
-        """Those of this iteration: a phase's number, the phase, which of its repeats."""
-        due = [(index, phase) for index, phase in enumerate(self.recipe.phases) if self.steps % phase.every == 0]
-        return [(index, phase, repeat) for index, phase in due for repeat in range(phase.repeat)]
+    def _iterate(self, passes: Sequence[Phase], draws: Draws) -> dict[str, Tensor]:
+        """All passes of an iteration: a function of tensors that nothing here reads on the host, so that it can be recorded."""
+        logs: dict[str, Tensor] = {}
+        last = {name: number for number, phase in enumerate(passes) for name in phase.updates}
+        read, size = 0, self.settings.batch * self.settings.accumulate
+        for number, phase in enumerate(passes):
+            for name, average in self._averages.items():
+                if last.get(name) == number and phase.after is None:  # what comes after it would change the weights again
+                    average.ride(self._optimizers[name])
+            logs |= self._pass(phase, draws.part(read, read + size))
+            read += size * bool(phase.reads)
+        for average in self._averages.values():
+            average.update()
+        return logs
 
-    def _pass(self, phase: Phase, counter: tuple[int, int, int], reading: int, draws: list[torch.Generator]) -> dict[str, Tensor]:
+    def _passes(self, step: int) -> list[Phase]:
+        """Those of an iteration, a phase as often as it repeats."""
+        return [phase for phase in self.recipe.phases if step % phase.every == 0 for _ in range(phase.repeat)]
+
+    def _draws(self, step: int) -> Draws:
+        """What an iteration reads of the data, pass by pass."""
+        reading = [phase for phase in self._passes(step) if phase.reads]
+        size = self.settings.batch * self.settings.accumulate
+        fields = tuple(dict.fromkeys(field for phase in reading for field in phase.reads))
+        return self._sampler.draws(self._passes_before(step) * size, len(reading) * size, fields)
+
+    @contextlib.contextmanager
+    def _seeded(self, step: int) -> Iterator[None]:
+        """Inside, everything that is drawn from torch's generators is a function of (seed, step)."""
+        with borrowed(self.device) as generators:
+            for generator in generators:
+                generator.manual_seed(mix(self.settings.seed, self.rollbacks, step))
+            yield
+
+    def _pass(self, phase: Phase, draws: Draws) -> dict[str, Tensor]:
         """Gradients of one phase over all accumulated batches, one look at whether they are finite, one update."""
         parameters = self.freeze_all_but(phase.updates)
         for parameter in parameters:
@@ -111,7 +163,7 @@ class Trainer:
         finite = torch.ones((), dtype=torch.bool, device=self.device)
         logs: dict[str, Tensor] = {}
         for micro in range(self.settings.accumulate):
-            terms = self._loss(phase, counter, micro, reading, draws)
+            terms = self._loss(phase, draws, micro)
             total = terms.total()
             if not total.requires_grad:
                 raise InvalidValue(
@@ -125,21 +177,15 @@ class Trainer:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, torch.float32)))
         stepping = [self._optimizers[name] for name in phase.updates]
-        for optimizer in stepping:
-            optimizers.set_factor(optimizer, optimizers.decayed(self.settings.decay, self.steps, self.settings.decay_steps))
         self._guard.update(
             phase.name, finite & norm.isfinite(), stepping, lambda: phase.after(self._trained) if phase.after else None
         )
         return {**logs, f"{phase.name}/grad_norm": norm}
 
-    def _loss(self, phase: Phase, counter: tuple[int, int, int], micro: int, reading: int, draws: list[torch.Generator]) -> Terms:
-        """The terms of a phase, everything drawn being a function of the counters."""
-        seed = mix(self.settings.seed, self.rollbacks, *counter, micro)
-        for generator in draws:
-            generator.manual_seed(seed)
+    def _loss(self, phase: Phase, draws: Draws, micro: int) -> Terms:
+        """The terms of a phase on one of a pass's batches."""
         n = self.settings.batch
-        number = reading * self.settings.accumulate + micro
-        batch = Named(self._sampler.batch(number * n, n, phase.reads)) if phase.reads else Named()
+        batch = Named(self._sampler.take(draws.part(micro * n, (micro + 1) * n), phase.reads) if phase.reads else {})
         if self.recipe.latent is not None:
             batch.update(self.recipe.latent.sample(n, self.device))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
@@ -179,15 +225,14 @@ class Trainer:
         """
         step = self.steps - 1
         findings: dict[str, Any] = {}
-        reading = self._passes_before(step)
-        with borrowed(self.device) as draws, self._guard.undone(), self._thawed():
-            for index, phase in enumerate(self.recipe.phases):
-                for repeat in range(phase.repeat if step % phase.every == 0 else 0):
-                    self.freeze_all_but(phase.updates)
-                    for micro in range(self.settings.accumulate):
-                        again = functools.partial(self._loss, phase, (step, index, repeat), micro, reading, draws)
-                        findings = findings or guard.diagnose(self._trained, phase, again)
-                    reading += bool(phase.reads)
+        draws, read, size = self._draws(step), 0, self.settings.batch * self.settings.accumulate
+        with self._seeded(step), self._guard.undone(), self._thawed():
+            for phase in self._passes(step):
+                self.freeze_all_but(phase.updates)
+                for micro in range(self.settings.accumulate):
+                    again = functools.partial(self._loss, phase, draws.part(read, read + size), micro)
+                    findings = findings or guard.diagnose(self._trained, phase, again)
+                read += size * bool(phase.reads)
         if self.out is not None and findings:
             with contextlib.suppress(NotWritable):  # the error below says the gist of it
                 text = json.dumps({"step": step, **findings}, indent=2) + "\n"
@@ -225,6 +270,10 @@ class Trainer:
         output = self._samples.draw(self._averaged, n, self._sampled, truncation=truncation, labels=labels, seed=seed)
         self._sampled += n if seed is None else 0
         return output
+
+    def stream(self, n: int, *, seed: int = 0) -> Iterator[Tensor]:
+        """``n`` samples of a seed as tensors on the device, some at a time, see :meth:`sample`: for many, or on their way on."""
+        return self._samples.stream(self._averaged, counted("stream: expected n", n, least=1), seed)
 
     def preview(self, n: int) -> dict[str, NDArray[Any]]:
         """The same ``n`` samples at any time in a run, as named columns of uint8 images (n, H, W, C) or of points (n, 2)."""
@@ -275,6 +324,8 @@ class Trainer:
             if not isinstance(scalars.get(name), int):
                 raise Damaged(f"the checkpoint's state: expected {name!r} to be a whole number, got {scalars.get(name)!r}")
         state.restore(saved.tensors, self._modules, self._optimizers)
+        if self._recordings:
+            self._recordings.forget()  # the optimizers' state is a new one
         self.steps, self.rollbacks, self._sampled, skipped = (scalars[name] for name in counts)
         self._guard.reset(skipped)
 
@@ -291,6 +342,21 @@ class Trainer:
     def sweep(self) -> None:
         """Remove what an interrupted save left behind. Only where no other process is training in the same folder."""
         checkpoint.sweep(self._checkpoints)
+
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint with the best score, where scores are taken during training; :meth:`resume` takes it."""
+        return None if self.out is None else checkpoint.best(self._checkpoints)
+
+    @property
+    def best_step(self) -> int | None:
+        """Its iteration."""
+        return None if self.best is None else checkpoint.step_of(self.best)
+
+    def choose_best(self, steps: Sequence[int]) -> None:
+        """Keep the first of these steps that has a checkpoint as the best one, whatever is pruned. Raises NotWritable."""
+        places = {checkpoint.step_of(place): place for place in reversed(checkpoint.saves(self._checkpoints))}
+        checkpoint.choose_best(self._checkpoints, next((places[step] for step in steps if step in places), None))
 
     @property
     def has_checkpoint(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ganfast.latent import one_hot
 
 
 class Generator(nn.Module):
@@ -15,7 +16,7 @@ class Generator(nn.Module):
         self.generator, self.classes = generator, classes
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        return self.generator(torch.cat([z, F.one_hot(y, self.classes).to(z)], 1))
+        return self.generator(torch.cat([z, one_hot(y, self.classes, z.dtype)], 1))
 
 
 class Critic(nn.Module):
@@ -29,6 +30,6 @@ class Critic(nn.Module):
         self.critic, self.classes = critic, classes
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        onehot = F.one_hot(y, self.classes).to(x)
+        onehot = one_hot(y, self.classes, x.dtype)
         planes = onehot.view(*onehot.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:])
         return self.critic(torch.cat([x, planes], 1))

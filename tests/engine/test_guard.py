@@ -108,14 +108,14 @@ def test_nan_in_the_data_is_skipped() -> None:
     """A batch that arrives broken, as a bad sensor or a bad disk makes it."""
     trainer = Trainer(built("sngan"), data(), batch=4)
     trainer.step()
-    before, batch = snapshot(trainer), trainer._sampler.batch
+    before, take = snapshot(trainer), trainer._sampler.take
 
     def broken(*arguments: Any, **named: Any) -> dict[str, Tensor]:
-        fields = batch(*arguments, **named)
+        fields = take(*arguments, **named)
         fields["real"][0, 0, 0, 0] = float("nan")
         return fields
 
-    trainer._sampler.batch = broken  # type: ignore[method-assign]
+    trainer._sampler.take = broken  # type: ignore[method-assign]
     phase = trainer.recipe.phases[0]
     trainer.recipe = dataclasses.replace(trainer.recipe, phases=(dataclasses.replace(phase, repeat=1),))
     trainer.step()
