@@ -32,14 +32,20 @@ FIELDS = (
 BENCH, FIRST_PASS = "training", "training, first pass"
 OURS = {f"ganfast {str(dtype).removeprefix('torch.')}": dtype for dtype in (torch.float32, torch.bfloat16)}
 HOPELESS = 2.5  # times the fastest mode so far: such a mode is not looked at any longer
-REAL_STEPS = {"dcgan": (1,), "wgan-gp": (1, 5), "sngan": (1, 5)}  # critic steps that are measured; the papers' are the last
 
 Show = Callable[[str], Any]
 Row = dict[str, Any]
 
 
 def run(
-    names: Sequence[str], batches: Sequence[int], out: Path | None, *, device: torch.device, seconds: float, show: Show
+    names: Sequence[str],
+    batches: Sequence[int],
+    out: Path | None,
+    *,
+    critic_steps: Sequence[int],
+    device: torch.device,
+    seconds: float,
+    show: Show,
 ) -> None:
     """Measure, say so line by line, and append the rows to ``out``. Raises InvalidValue for a recipe that is not benched."""
     for name in names:
@@ -57,10 +63,10 @@ def run(
             agreed[provider] = agreement.differences(first, dtype, device)
             show(f"{first}: {provider}, losses of {agreement.STEPS} steps differ by {_told(*agreed[provider])}")
         for batch in batches:
-            for critic_steps in REAL_STEPS[name]:
-                work = Work.of(name, batch, critic_steps)
+            for steps in critic_steps:
+                work = Work.of(name, batch, steps)
                 rows = measured(work, chosen, device, seconds)
-                if critic_steps == 1:
+                if steps == 1:
                     _add_peaks(rows, work, chosen, device, show)
                 if work == first:
                     for row in rows:
