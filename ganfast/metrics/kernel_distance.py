@@ -57,14 +57,6 @@ def kernel_distance(x: Array, y: Array, *, subsets: int = 100, subset_size: int 
     return _finite(mean), deviation
 
 
-def polynomial_mmd(x: Array, y: Array) -> float:
-    """The unbiased MMD^2 of all features x (N, D) and y (M, D) at once: what KID's subsets estimate with more noise.
-
-    Raises InvalidType and InvalidValue as :func:`kernel_distance`.
-    """
-    return _finite(_mmd_of_all(*both(x, y)).item())
-
-
 def _mmd_of_all(x: Tensor, y: Tensor) -> Tensor:
     return _mmd(x, y, *(side.new_ones(len(side), 1, dtype=torch.float64) for side in (x, y)))
 

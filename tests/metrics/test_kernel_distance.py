@@ -11,7 +11,8 @@ from peers import cleanfid, torch_fidelity, torchmetrics
 from torch import Tensor
 
 from ganfast.errors import InvalidValue
-from ganfast.metrics.kernel_distance import kernel_distance, polynomial_mmd
+from ganfast.metrics import mmd, polynomial_kernel
+from ganfast.metrics.kernel_distance import kernel_distance
 
 
 def features(count: int, width: int = 24, seed: int = 0, offset: float = 0.0) -> Tensor:
@@ -82,10 +83,12 @@ def test_all_pairs_against_the_definition(monkeypatch: pytest.MonkeyPatch) -> No
     k = lambda a, b: (a @ b.T / 24 + 1) ** 3  # noqa: E731
     within = sum((k(s, s).sum() - k(s, s).trace()) / (len(s) * (len(s) - 1)) for s in (x, y))
     expected = (within - 2 * k(x, y).mean()).item()
-    assert polynomial_mmd(x, y) == pytest.approx(expected, rel=1e-10)
+    assert mmd(x, y, kernel=polynomial_kernel()) == pytest.approx(expected, rel=1e-10)
     monkeypatch.setattr(module, "_BLOCK", 17)
-    assert polynomial_mmd(x, y) == pytest.approx(expected, rel=1e-10)
-    assert kernel_distance(x[:70], y, subsets=1, subset_size=70)[0] == pytest.approx(polynomial_mmd(x[:70], y), rel=1e-10)
+    assert mmd(x, y, kernel=polynomial_kernel()) == pytest.approx(expected, rel=1e-10)
+    assert kernel_distance(x[:70], y, subsets=1, subset_size=70)[0] == pytest.approx(
+        mmd(x[:70], y, kernel=polynomial_kernel()), rel=1e-10
+    )
 
 
 def test_the_closed_form_of_two_gaussians() -> None:
@@ -103,7 +106,7 @@ def test_the_closed_form_of_two_gaussians() -> None:
 
     expected = kernel(shift, shift) + kernel(0, 0) - 2 * kernel(shift, 0)
     # the deviation of the estimate is 0.03 of its value, by 20 such draws
-    assert polynomial_mmd(x, y) == pytest.approx(expected, rel=0.12)
+    assert mmd(x, y, kernel=polynomial_kernel()) == pytest.approx(expected, rel=0.12)
 
 
 def test_samples_of_one_distribution_are_at_zero() -> None:
@@ -121,11 +124,11 @@ def test_refusals() -> None:
     with pytest.raises(InvalidValue, match="as many features on both sides, got 24 in x and 23 in y"):
         kernel_distance(X, Y[:, 1:], subset_size=10)
     with pytest.raises(InvalidValue, match="y: expected at least 2 samples, got 1"):
-        polynomial_mmd(X, Y[:1])
+        kernel_distance(X, Y[:1], subset_size=2)
     with pytest.raises(InvalidValue, match="x holds 24 values that are NaN or Inf"):
-        polynomial_mmd(torch.cat([X, X[:1] * torch.nan]), Y)
+        kernel_distance(torch.cat([X, X[:1] * torch.nan]), Y, subset_size=10)
     with pytest.raises(InvalidValue, match="too large to cube"):
-        polynomial_mmd(X * 1e100, Y)
+        kernel_distance(X * 1e100, Y, subset_size=10)
     for options in ({"subsets": 0}, {"subset_size": 1}, {"seed": 2**32}):
         with pytest.raises(InvalidValue, match="expected"):
             kernel_distance(X, Y, **{"subset_size": 10, **options})
