@@ -20,9 +20,8 @@ from ganfast.errors import InvalidValue
 from ganfast.models import dcgan, resnet
 from ganfast.models.shape import SampleShape
 from ganfast.nn import fuse, fuse_report, spectral_norm_
-from ganfast.nn.chain import _SERVED
 
-served = pytest.mark.skipif("cpu" not in _SERVED, reason="the compiled kernels are not built")
+served = pytest.mark.compiled
 
 
 def generator() -> nn.Sequential:

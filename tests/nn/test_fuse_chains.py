@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from ganfast.errors import InvalidValue
 from ganfast.nn import chain as chains
 from ganfast.nn import fuse, statistics_groups
-from ganfast.nn.chain import _SERVED
 
-served = pytest.mark.skipif("cpu" not in _SERVED, reason="the compiled kernels are not built")
+served = pytest.mark.compiled
 
 
 def images(*shape: int) -> Tensor:

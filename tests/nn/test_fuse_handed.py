@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ganfast.errors import InvalidValue
-from ganfast.nn import chain as chains
 from ganfast.nn import fuse, statistics_groups
 from ganfast.ops import conv_norm, convolution
 
-pytestmark = pytest.mark.skipif("cpu" not in chains._SERVED, reason="the compiled kernels are not built")
+pytestmark = pytest.mark.compiled
 OPS = {"conv_norm", "conv_norm_input_gradient", "conv_norm_weight_gradient"}
 
 

@@ -18,9 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ganfast.nn import fuse, fuse_report
-from ganfast.nn.chain import _SERVED
 
-served = pytest.mark.skipif("cpu" not in _SERVED, reason="the compiled kernels are not built")
+served = pytest.mark.compiled
 _FILES = itertools.count()
 
 
