@@ -19,7 +19,7 @@ import ganfast
 from ganfast import cli, recipes
 from ganfast.data import open_dataset
 from ganfast.errors import InvalidData, InvalidValue
-from ganfast.representation import kmeans, svm
+from ganfast.representation import kmeans, protocol, svm
 from ganfast.representation.critic import critic_of, layer_features
 from ganfast.representation.features import by_critic, by_kmeans, extract, pixels, standardise
 from ganfast.representation.protocol import COSTS, _Part, _untrained, represent, tuned
@@ -87,6 +87,8 @@ def test_the_cost_is_the_best_on_held_out_images_and_the_smaller_of_equals() -> 
     assert cost == COSTS[by_cost.index(max(by_cost[: ends + 1]))]
     assert svm.accuracy(*held, weights) == max(by_cost[: ends + 1])
     assert len(set(by_cost)) > 1
+    plain = _Part(torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1]))
+    assert tuned(plain, plain, 2)[0] == COSTS[0]
 
 
 # ---- k-means
@@ -424,6 +426,20 @@ def test_a_dictionary_is_learned_from_the_rows_given_alone() -> None:
     chunk = torch.from_numpy(images[:5])
     first, second = (by_kmeans(some, torch.arange(20), 3, generator(), CPU)(chunk) for some in (images, changed))
     assert torch.equal(first, second)
+
+
+def test_the_dictionary_is_learned_from_the_images_to_fit(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = squares(60, 8)
+    seen = []
+
+    def learned(some: NDArray[np.uint8], rows: Tensor, *rest: Any) -> Any:
+        seen.append(rows)
+        return by_kmeans(some, rows, *rest)
+
+    monkeypatch.setattr(protocol, "by_kmeans", learned)
+    represent(run, (images, labels), counts=[], centroids=2, seed=3)
+    expected = split(torch.from_numpy(labels), None, train=None, test=None, seed=3).train
+    assert len(seen) == 1 and torch.equal(seen[0], expected)
 
 
 def test_the_untrained_critic_is_the_one_that_training_began_with(run: Path) -> None:
