@@ -25,14 +25,15 @@ from ganfast.metrics.feature_network import whole_float32
 _CHUNK = 1 << 18  # numbers of a set of rows that are there in float64 at a time
 _PIECES = 3  # columns for a number: 24 bits in bfloat16
 _FLOOR = 1e-24  # of the largest squared norm: below it products might leave float32's range
-_SAMPLE = 512  # rows that the centre is the mean of
+_SAMPLE = 512  # rows that the centre is the median of
 
 
 class Bounds:
     """Of the distances between rows x (N, D) and y (M, D); ``middle`` is about how large those in question are."""
 
     def __init__(self, x: Tensor, y: Tensor, dtype: torch.dtype, middle: Tensor) -> None:
-        centre = y[:: -(-len(y) // _SAMPLE)].mean(dim=0, dtype=torch.float64)  # any one will do, a near one keeps most digits
+        # any one will do, one near to most rows keeps most digits: the median, which an outlier does not move
+        centre = y[:: -(-len(y) // _SAMPLE)].double().median(dim=0).values
         low, high = torch.stack([torch.stack(side.aminmax()).double() for side in (x, y)[x is y :]]).unbind(dim=1)
         reach = (high.max() - low.min()) * x.shape[1] ** 0.5  # from the centre, at most
         self.dtype = dtype

@@ -64,7 +64,8 @@ def sample_divergences(
     bins = whole(bins, "bins")
     one, other = one.double(), other.double()
     low, high = torch.cat([one, other]).aminmax(dim=0) if extent is None else _given(extent, one)
-    p, q = _distributions(_counts(one, low, high, bins), _counts(other, low, high, bins), smoothing)
+    cells = slice(None) if extent else slice(-1)  # without an extent there is no outside, and nothing to smooth there
+    p, q = _distributions(_counts(one, low, high, bins)[cells], _counts(other, low, high, bins)[cells], smoothing)
     return Divergences(_kl(p, q), _kl(q, p), _js(p, q))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ganfast.errors import InvalidValue
+from ganfast.metrics.rows import whole
 
 Seed = int | torch.Generator
 
@@ -21,7 +22,8 @@ def permutations(seed: Seed) -> Callable[[int], Tensor]:
     """
     if isinstance(seed, torch.Generator):
         return lambda n: torch.randperm(n, generator=seed, device=seed.device)
-    if not 0 <= seed < 2**32:
-        raise InvalidValue(f"expected a seed from 0 to 2^32 - 1, got {seed}")
-    legacy = np.random.RandomState(seed)
+    number = whole(seed, "seed", least=0)
+    if number >= 2**32:
+        raise InvalidValue(f"expected a seed from 0 to 2^32 - 1, got {number}")
+    legacy = np.random.RandomState(number)
     return lambda n: torch.from_numpy(legacy.permutation(n))

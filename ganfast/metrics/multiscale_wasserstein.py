@@ -37,7 +37,8 @@ def multiscale_sliced_wasserstein(
     """Distances of uint8 images x (N, H, W, C) and y (M, H, W, C) at every level down to ``smallest`` pixels.
 
     ``patches`` are taken of each image and level, at random places. The paper took 8,192 images a side and these numbers. What is
-    held at a time is one level's patches, in colour 75 KB an image.
+    held at a time is one level's patches, in colour 75 KB an image. Both sides draw places of their own, as in the paper, so that
+    a set is not quite at distance 0 from itself.
 
     Raises InvalidType or InvalidValue that names the side: no uint8 images, sizes that differ, no level of at least ``smallest``
     and 7 pixels.

@@ -73,7 +73,7 @@ def _refuse(which: str, **arguments: object) -> None:
 
 
 def _of_module(module: nn.Module, device: str | torch.device | None) -> FeatureNetwork:
-    if module.training:
+    if any(part.training for part in module.modules()):
         raise InvalidValue("expected a module in evaluation mode, so that one image's features are its own: call .eval() first")
     tensors = module.state_dict()
     there = next((values.device for values in tensors.values()), torch.device("cpu"))
@@ -92,4 +92,5 @@ def _of_module(module: nn.Module, device: str | torch.device | None) -> FeatureN
         return Outputs(features.float(), None if logits is None else logits.float())
 
     facts = {"preset": None, "resize": None, "size": None, "scale": "x / 255", "weights": None, "weights_sha256": digest(tensors)}
+    facts["module"] = repr(module)  # which weights alone do not tell
     return FeatureNetwork(name, compute, where, _CHUNK, facts)

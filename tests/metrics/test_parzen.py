@@ -102,6 +102,7 @@ def test_refusals() -> None:
         (lambda: parzen_log_likelihood(two[:1], two, sigma=1), "samples: expected at least 2 samples, got 1"),
         (lambda: parzen_log_likelihood(two, two * np.nan, sigma=1), "test holds 6 values that are NaN or Inf"),
         (lambda: parzen_log_likelihood(two, two, sigma=0), r"sigmas above 0, at least one, got \[0\]"),
+        (lambda: parzen_log_likelihood(two, two, sigma=1e-200), r"sigmas above 0, at least one, got \[1e-200\]"),
         (lambda: parzen_log_likelihood(two, two, validation=two, sigmas=[]), r"at least one, got \[\]"),
         (
             lambda: parzen_log_likelihood(np.zeros((2, 3, 3)), two, sigma=1),

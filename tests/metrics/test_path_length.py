@@ -146,3 +146,10 @@ def test_refusals() -> None:
         perceptual_path_length(torch.tanh, normal(2), lambda x, y: x - y, n=4)
     with pytest.raises(InvalidValue, match="opposite"):
         perceptual_path_length(torch.tanh, lambda n: torch.tensor([[1.0], [-1.0]]).repeat(1, 2), SQUARED, n=1)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 60])
+def test_batches_decide_nothing(batch: int) -> None:
+    whole = perceptual_path_length(torch.tanh, normal(3), SQUARED, n=60)
+    parts = perceptual_path_length(torch.tanh, normal(3), SQUARED, n=60, batch=batch)
+    torch.testing.assert_close(parts.lengths, whole.lengths, rtol=1e-9, atol=0)

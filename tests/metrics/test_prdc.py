@@ -152,3 +152,8 @@ def test_refusals() -> None:
         precision_recall_density_coverage(REAL, FAKE, k=0)
     with pytest.raises(InvalidType, match="fake: expected"):
         precision_recall_density_coverage(REAL, FAKE + 1j)
+
+
+def test_open_balls_of_equal_samples_hold_nothing() -> None:
+    ones = np.ones((9, 4))
+    assert set(precision_recall_density_coverage(ones, ones, closed=False).values()) == {0}

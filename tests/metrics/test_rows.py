@@ -57,3 +57,11 @@ def test_refusals() -> None:
     ]:
         with pytest.raises(error, match=message):
             call()
+
+
+def test_an_outlier_does_not_take_the_digits_of_all_others() -> None:
+    x = np.random.default_rng(0).standard_normal((100, 4))
+    x[0] = 1e9
+    exact = np.square(x[:, None] - x[None]).sum(axis=2)
+    found = squared_distances(torch.from_numpy(x), torch.from_numpy(x)).numpy()
+    assert found[1:, 1:] == pytest.approx(exact[1:, 1:], abs=1e-12)
