@@ -180,8 +180,8 @@ def draw(rows: Rows) -> None:
             sides = [distances(rows, name, provider, step) for step in steps]
             axes.fill_between(steps, [min(side) for side in sides], [max(side) for side in sides], color=colour, alpha=0.25, lw=0)
             axes.plot(steps, [statistics.mean(side) for side in sides], color=colour, marker="o", ms=3.5, label=provider)
-        axes.set(title=name, xlabel="iteration", yscale="log")
-        axes.grid(alpha=0.3, which="both")
+        axes.set(title=name, xlabel="iteration")
+        axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel(FRECHET_NAME)
     figure.axes[0].legend(frameon=False)
