@@ -61,7 +61,7 @@ def check_slope_penalty(g: Tensor, target: float, weight: float, one_sided: bool
         lengths = g.flatten(1).norm(dim=1) if g.dim() > 1 else g.abs()
         scale = (weight / len(g) * (lengths + target).square().sum()).item()
         scale_v = (2 * weight / len(g) * (lengths + target)).max().item()  # no element of g is longer than its sample
-    terms = g.numel() if g.dtype == torch.float64 else 1  # all sums are float64's
+    terms = len(g) + g.numel() if g.dtype == torch.float64 else 1  # all sums are float64's: over samples, over their elements
     assert_parity(penalty, torchs, exact, reduce_length=terms, scale=finite(scale), name="penalty")
     assert_parity(v, torchs_v, exact_v, reduce_length=terms, scale=finite(scale_v), name="v")
 

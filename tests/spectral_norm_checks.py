@@ -117,7 +117,7 @@ def check_backward(
         assert_laid_out_as(weights[i], mine, pytorchs)
         mine, pytorchs = as_computed(mine, u.dtype), as_computed(pytorchs, u.dtype)
         # <G, W> is summed in float32 or wider, and rounded to a low type once
-        terms = weights[i].numel() if mine.dtype == u.dtype else 1
+        terms = 1 + weights[i].numel() if mine.dtype == u.dtype else 1  # and that sum is taken off
         # a gradient along u v^T cancels, to nothing at all where W is one number
         minuend = (grads[i].double() / sigmas[i].double()).abs()
         scale = minuend.max().item() if minuend.isfinite().all() and minuend.numel() else None

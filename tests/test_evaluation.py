@@ -210,6 +210,13 @@ def test_what_a_file_does_not_hold_is_named(tmp_path: Path) -> None:
         scores(pictures(60, 1), tmp_path / "s.npz", metrics="fid")
 
 
+def test_features_of_files_do_not_get_the_name_of_a_network_that_cannot_have_made_them(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", features=flat(pictures(60, 1)).numpy())
+    with pytest.raises(InvalidValue, match=r"a\.npz has 16 features an image and fashion-cnn makes 128"):
+        evaluate(tmp_path / "a.npz", tmp_path / "b.npz", network="fashion-cnn")
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -345,6 +352,26 @@ def test_damaged_features_are_made_again(tmp_path: Path) -> None:
             again = side_of(images, counting.network, NEEDS, folder=tmp_path)  # type: ignore[arg-type]
         assert counting.shown == 90 and again.features is not None and first.features is not None
         assert torch.equal(again.features, first.features)
+
+
+@pytest.mark.parametrize("wrong", ["fewer", "flat", "not finite"])
+def test_features_that_are_not_those_of_the_images_are_made_again(wrong: str, tmp_path: Path) -> None:
+    """A file that reads well and holds something else must not stand for the images, nor in the way for good."""
+    images, needs = of_dataset(data(90, 2)), frozenset({"features"})
+    right = side_of(images, Counting().network, needs, folder=tmp_path)  # type: ignore[arg-type]
+    (place,) = (tmp_path / "references").iterdir()
+    assert right.features is not None
+    features = right.features.numpy().copy()
+    if wrong == "fewer":
+        features = features[:-1]
+    elif wrong == "flat":
+        features = features.reshape(-1)
+    else:
+        features[-1, -1] = np.nan
+    np.savez(place, features=features)
+    with pytest.warns(UserWarning, match="is damaged and will be made again: expected"):
+        again = side_of(images, Counting().network, needs, folder=tmp_path)  # type: ignore[arg-type]
+    assert again.features is not None and torch.equal(again.features, right.features)
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:

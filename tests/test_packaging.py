@@ -153,7 +153,7 @@ def test_the_metadata_says_what_an_install_needs(unbuilt: Wheel) -> None:
     assert (metadata["Name"], metadata["Version"], metadata["Requires-Python"]) == ("ganfast", __version__, ">=3.11")
     needed = {re.split(r"[^\w-]", line)[0] for line in metadata.get_all("Requires-Dist") if "extra" not in line}
     assert needed == {"torch", "numpy", "safetensors", "pillow", "rich", "click", "matplotlib"}
-    assert set(metadata.get_all("Provides-Extra")) == {"tensorboard", "triton", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"tensorboard", "triton", "efficientnet", "metrics", "dev"}
     scripts = next(unbuilt.site.glob("*.dist-info/entry_points.txt")).read_text()
     assert "ganfast = ganfast.cli:main" in scripts
 

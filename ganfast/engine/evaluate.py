@@ -76,6 +76,7 @@ class Evaluation:
         except Interrupted:
             return False
         row: dict[str, Any] = {"step": trainer.steps, "kimg": trainer.images / 1000, "seconds": time.monotonic() - began}
+        row["n"] = settings.eval_n
         told = {"best_by": self._scorer.best_by, "less_is_better": self._scorer.less_is_better, "manifest": manifest}
         self._folder.append_evaluation({**row, **{METRIC + name: value for name, value in scores.items()}, **told})
         best = self._order([trainer.steps, trainer.best_step])[:1] == [trainer.steps]
@@ -91,8 +92,12 @@ class Evaluation:
             yield item
 
     def _known(self) -> dict[int, float]:
-        """Steps that were scored, and how; of two equal ones the earlier is the better."""
-        return {row["step"]: row[self._key] for row in self._folder.evaluations() if row.get(self._key) is not None}
+        """Steps that were scored, and how; of two equal ones the earlier is the better.
+
+        Scores of another number of samples are no match for these: a Frechet distance of fewer is larger.
+        """
+        rows = (row for row in self._folder.evaluations() if row.get("n") == self._trainer.settings.eval_n)
+        return {row["step"]: row[self._key] for row in rows if row.get(self._key) is not None}
 
     def _order(self, among: Sequence[int | None] | None = None) -> list[int]:
         """The steps whose samples were scored, or those of them that are ``among`` these, best first."""

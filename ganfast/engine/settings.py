@@ -32,10 +32,10 @@ class Settings:
     tick_every: Annotated[int, "iterations between sample pictures; 0 makes 20"] = 0
     checkpoint_every: Annotated[int, "iterations between checkpoints; 0 saves with each sample picture"] = 0
     keep: Annotated[int, "checkpoints kept"] = 2
-    eval_metrics: Annotated[str, "scores during training: fid,kid,prdc,is; checkpoints/best is the best by the first one"] = ""
+    eval_metrics: Annotated[str, "scores: fid,fid-infinity,kid,prdc,is; checkpoints/best is the best by the first one"] = ""
     eval_every_kimg: Annotated[float, "thousands of images between them; 0 is 50 where metrics are named, otherwise never"] = 0.0
     eval_n: Annotated[int, "samples they are taken of"] = 2000
-    eval_network: Annotated[str, "whose features they compare: fashion-cnn, efficientnet-lite0, inception"] = "fashion-cnn"
+    eval_network: Annotated[str, "whose features they compare: fashion-cnn, efficientnet-lite0, inception-2015"] = "fashion-cnn"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

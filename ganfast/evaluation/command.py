@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--against", help="the real images: all that --data takes, or an npz of mu and sigma  [default: the run's own data]"
 )
-@click.option("--metrics", default="fid", show_default=True, help="fid, kid, prdc, is; several with commas")
+@click.option("--metrics", default="fid", show_default=True, help="fid, fid-infinity, kid, prdc, is; several with commas")
 @click.option("--network", help="whose features: inception-2015, efficientnet-lite0, fashion-cnn  [default: inception-2015]")
 @click.option("--preset", help="how images become its input: tf-compat, pytorch-fid, clean, torchmetrics  [default: tf-compat]")
 @click.option("--protocol", help="sample counts, splits and preset by name, such as sngan-10k5k")
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 @click.option("--channels", type=int, help="1 grey, 3 colour; the run's, or the images' own, unless given")
 @click.option("--filter", help="resampling filter of --image-size  [default: the run's, else lanczos]")
 @click.option("--batch", default=256, show_default=True, type=click.IntRange(min=1), help="images read at a time")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="which samples, and which of the images")
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**64 - 1), help="which samples, and which of the images"
+)
 @click.option("--device", default="auto", show_default=True, help="auto takes a GPU where there is one; cpu, cuda, cuda:1")
 @click.option("--out", help="a JSON file for the scores and how they were taken")
 @click.option("--save-statistics", help="an npz for mean and covariance of RUN_OR_FOLDER, as pytorch-fid and clean-fid have it")

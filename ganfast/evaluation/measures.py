@@ -162,6 +162,12 @@ def scored(
             f"{fake.told['name']} has {fake.width} features an image and {real.told['name']} has {real.width}: "
             "they are of different networks"
         )
+    for side in (fake, real):  # what came from a file is not known to be of this network, and must not get its name
+        if side.width and network.width and side.width != network.width:
+            raise InvalidValue(
+                f"{side.told['name']} has {side.width} features an image and {network.name} makes {network.width}: "
+                "name the network that made them"
+            )
     scores: dict[str, float] = {}
     for measure in measures.values():
         scores |= zip(measure.names(network), measure.values(fake, real, choices), strict=True)

@@ -93,6 +93,11 @@ def _write(files: Mapping[Need, Path], side: Side) -> None:
         write_atomically(file, buffer.getvalue())
 
 
+def _expect(there: bool, what: str) -> None:
+    if not there:
+        raise ValueError(f"expected {what}")
+
+
 def _read(files: Mapping[Need, Path], images: ImageSet, device: torch.device) -> Side | None:
     """The side that the files hold; None where one is not there, or is damaged, which a warning says."""
     statistics: FeatureStatistics | None = None
@@ -103,9 +108,12 @@ def _read(files: Mapping[Need, Path], images: ImageSet, device: torch.device) ->
         try:
             if need == "statistics":
                 statistics = FeatureStatistics.load(file)
+                _expect(statistics.count == images.n, f"statistics of {images.n} images")
                 continue
             with np.load(file, allow_pickle=False) as arrays:
                 rows[need] = torch.from_numpy(arrays[need]).to(device)
+            _expect(rows[need].dim() == 2 and len(rows[need]) == images.n, f"{need} of {images.n} images")
+            _expect(bool(rows[need].isfinite().all()), "finite numbers")
         except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             warnings.warn(f"{file} is damaged and will be made again: {error}", stacklevel=3)
             return None

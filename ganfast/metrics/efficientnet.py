@@ -121,6 +121,7 @@ def feature_network(device: torch.device, weights: Path | None = None) -> Featur
         compute=lambda images: network(prepared(images)),
         device=device,
         chunk=_CHUNK,
+        width=1280,
         facts={
             "preset": None,
             "resize": bicubic_antialiased.__name__,

@@ -92,6 +92,7 @@ def feature_network(device: torch.device) -> FeatureNetwork:
         compute=compute,
         device=device,
         chunk=_CHUNK,
+        width=128,
         facts={
             "preset": None,
             "resize": "bicubic_antialiased",

@@ -54,6 +54,7 @@ class FeatureNetwork:
     chunk: int
     facts: Mapping[str, Any] = field(default_factory=dict)
     published: bool = False
+    width: int | None = None  # D, where it is known beforehand
 
     @torch.no_grad()
     def __call__(self, images: Images, side: str = "images") -> Outputs:

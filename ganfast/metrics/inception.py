@@ -206,4 +206,5 @@ def feature_network(device: torch.device, preset: str = PRESET, weights: Path | 
         chunk=_CHUNK,
         facts={"preset": preset, "resize": prepare.resize.__name__, "size": SIZE, "scale": prepare.scale, **file.facts},
         published=published,
+        width=2048,
     )

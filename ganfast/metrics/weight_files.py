@@ -160,7 +160,8 @@ def _download(published: Published, folder: Path) -> bytes:
         failures.append(f"{url}: not the published contents")
     raise NotFound(
         f"{published.title} are not on this machine and cannot be fetched ({'; '.join(failures)}); put {published.names[0]} "
-        f"({published.size / 1e6:.0f} MB, SHA-256 {published.sha256}) into {folder}, or give its path as weights"
+        f"({published.size / 1e6:.0f} MB, SHA-256 {published.sha256}) into {folder}, or give its path as weights (--weights); "
+        "without it there are the networks fashion-cnn and efficientnet-lite0 (--network)"
     )
 
 

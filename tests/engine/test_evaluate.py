@@ -118,6 +118,7 @@ def test_scores_are_taken_at_every_so_many_images_and_at_the_end(tmp_path: Path)
         "metric/KD[x]": 1.0,
         "metric/KD[x] std": 0.5,
         "best_by": "FD[x]",
+        "n": N,
         "less_is_better": True,
         "manifest": {"network": {"name": "x"}},
     }
@@ -186,6 +187,18 @@ def test_a_run_that_goes_on_knows_the_best_score_again(tmp_path: Path) -> None:
     loop.run(again, 8, folder, scorer=Given([3.0, 0.5]))
     assert evaluated(folder) == {2: 1.0, 4: 5.0, 6: 3.0, 8: 0.5} and best(tmp_path) == "step-00000008"
     assert saved(tmp_path) == [2, 8], "the best before is pruned by the next save, not by this one"
+
+
+def test_scores_of_another_number_of_samples_are_not_compared(tmp_path: Path) -> None:
+    trainer, folder = made(tmp_path)
+    loop.run(trainer, 4, folder, scorer=Given([1.0, 2.0]))
+    assert best(tmp_path) == "step-00000002"
+    again, folder = made(tmp_path, eval_n=20)
+    again.load_newest(pytest.fail)
+    loop.rewind(folder, again.steps, {"intervals": {}, "steps": 4})
+    loop.run(again, 8, folder, scorer=Given([7.0, 8.0, 6.0]))  # of iterations 4, once more, 6 and 8
+    assert [(row["step"], row["n"]) for row in folder.evaluations()] == [(2, N), (4, N), (4, 20), (6, 20), (8, 20)]
+    assert best(tmp_path) == "step-00000008"
 
 
 def test_a_kill_between_the_score_and_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
