@@ -61,6 +61,13 @@ def test_colour_becomes_luma() -> None:
     torch.testing.assert_close(in_colour, in_grey, rtol=0.05, atol=0.02)
 
 
+def test_an_edge_that_bicubic_overshoots_stays_in_range() -> None:
+    edge = torch.zeros(1, 40, 40, 1, dtype=torch.uint8)
+    edge[:, :, 20:] = 255
+    made = fashion.prepared(edge)
+    assert made.min() == 0 and made.max() == 1
+
+
 def test_features_do_not_depend_on_the_batch_and_types_agree(rows: tuple[Pixels, NDArray[np.int64]]) -> None:
     images = rows[0][:700]
     together = fashion.features(images)

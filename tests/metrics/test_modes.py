@@ -37,6 +37,12 @@ def test_a_mode_needs_a_tenth_of_its_fair_share() -> None:
     assert coverage == {"modes": 2, "of": 8, "quality": 1.0, "counts": [781, 10, 9, 0, 0, 0, 0, 0]}
 
 
+def test_a_fair_share_is_one_of_all_points_noise_included() -> None:
+    """Of 800 points, 640 noise: a tenth of a fair share is 10 points, of the good ones alone it would be 2."""
+    points = np.concatenate([mixture([44, 44, 44, 5, 5, 6, 6, 6]), np.full((640, 2), 50.0)])
+    assert mode_coverage(points, RING, SIGMA)["modes"] == 3
+
+
 def test_three_sigma_is_the_border() -> None:
     points = np.array([[1 + 2.99 * SIGMA, 0.0], [1 + 3.01 * SIGMA, 0.0], [0.0, 0.0]])
     assert mode_coverage(points, RING, SIGMA)["counts"][0] == 1

@@ -16,6 +16,8 @@ def test_protocols_have_the_papers_numbers() -> None:
     }
     sngan = protocol_named("sngan-10k5k")
     assert sngan.n_score // sngan.splits == 5_000
+    # torch-fidelity's and clean-fid's defaults, of which no paper's protocol differs
+    assert {(p.splits, p.subsets, p.subset_size) for p in PROTOCOLS.values()} == {(10, 100, 1000)}
 
 
 def test_protocols_name_presets() -> None:
