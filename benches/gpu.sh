@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a machine with a GPU should run, in two parts of less than ten minutes each: "tests" (with the sanitizer) and
+# Everything that a machine with a GPU should run, in two parts meant for ten minutes each (neither has run yet): "tests" (with the sanitizer) and
 # "benches"; without arguments both. Figures and logs go to $OUT (results/ unless set).
 # Needs torch with CUDA, and what pyproject.toml lists for ganfast and its tests; installs ganfast from this checkout without
 # touching them.

@@ -16,7 +16,7 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,20 +194,22 @@ def cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def check(out: Path | None) -> None:
+def check(out: Path | None, fields: Sequence[str] = FIELDS) -> None:
     """Raises NotWritable before anything is measured, InvalidValue where ``out`` is another table."""
     if out is None:
         return
-    if out.exists() and out.read_text().partition("\n")[0] != ",".join(FIELDS):
-        raise InvalidValue(f"{out} is not a table of these benches: expected the columns {', '.join(FIELDS[:4])}, ...")
+    if out.exists() and out.read_text().partition("\n")[0] != ",".join(fields):
+        columns = f"{', '.join(fields[:4])}, ..., {fields[-1]}"
+        raise InvalidValue(f"{out} is not a table of this bench: expected the columns {columns}")
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise NotWritable(f"cannot write {out}")
 
 
-def append(out: Path, rows: list[dict[str, Any]]) -> None:
+def append(out: Path, rows: Iterable[Mapping[str, Any]], fields: Sequence[str] = FIELDS) -> None:
+    """Add rows to the table, or begin it; what a row does not have stays empty."""
     new = not out.exists()
     with out.open("a", newline="") as file:
-        table = csv.DictWriter(file, FIELDS)
+        table = csv.DictWriter(file, fields, restval="")
         if new:
             table.writeheader()
         table.writerows(rows)

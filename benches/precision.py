@@ -1,6 +1,6 @@
 """Does the fast way reach what the plain one reaches? ganfast in bfloat16 against plain PyTorch in float32, three seeds each.
 
-    python benches/precision.py              every run in turn (about an hour on one core), then the page
+    python benches/precision.py              every run in turn, then the page
     python benches/precision.py dcgan        one recipe
     python benches/precision.py --page       the page alone, from docs/results/precision.csv
 
@@ -79,7 +79,7 @@ def main() -> None:
             for seed in SEEDS:
                 for provider, begin in ((OURS, ours), (STOCK, stock)):
                     for row in run(name, provider, seed, begin, np.asarray(images), reference):
-                        append(row)
+                        harness.append(TABLE, [row], FIELDS)
                         print(f"{name}, {provider}, seed {seed}, step {row['step']}: {row['distance']:.4f}", flush=True)
     write_page(read())
 
@@ -124,15 +124,6 @@ def stock(
 
 
 # ---- the table, the picture and the page
-
-
-def append(row: Mapping[str, Any]) -> None:
-    new = not TABLE.exists()
-    with TABLE.open("a", newline="") as file:
-        table = csv.DictWriter(file, FIELDS)
-        if new:
-            table.writeheader()
-        table.writerow(row)
 
 
 def read() -> dict[tuple[str, str, int, int], dict[str, str]]:

@@ -1,6 +1,6 @@
 """How long until pictures are that good? Wall-clock to a fixed Frechet distance on Fashion-MNIST, one model trained three ways.
 
-    python benches/quality.py     about ten minutes on two idle CPU cores; writes docs/results/quality.{csv,md} and a picture
+    python benches/quality.py     on two idle CPU cores; writes docs/results/quality.{csv,md} and a picture
 
 DCGAN at 32 x 32 by ganfast in bfloat16, by the fastest mode of the loop of :mod:`benches.training.stock`, and by that loop
 as it is usually written. They take turns, a tenth of the run at a time, from the same weights; clocks stand still while

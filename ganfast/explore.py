@@ -71,7 +71,7 @@ def latent(
             picture = sheets.equation(list(zip(signs, names, found.examples, found.means, strict=True)), found.results)
             said = "a - b + c, and eight results near it"
         else:
-            images = latent_space.generate(trainer, latent_space.latents(trainer, range(n), seed=seed, labels=labels))
+            images = trainer.generate(latent_space.latents(trainer, range(n), seed=seed, labels=labels))
             picture = sheets.numbered(images)
             said = f"{n} numbered samples of seed {seed}"
     _save(picture, place)

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from ganfast.engine.randomness import seeded
-from ganfast.engine.samples import CHUNK, evaluating, to_uint8
 from ganfast.engine.trainer import Trainer
 from ganfast.errors import InvalidValue
 from ganfast.interpolation import lerp, slerp
@@ -45,18 +44,6 @@ def latents(trainer: Trainer, numbers: Sequence[int], *, seed: int = 0, labels: 
     return Named({name: torch.cat([inputs[name] for inputs in drawn]) for name in drawn[0]})
 
 
-def generate(trainer: Trainer, inputs: Named) -> Pixels:
-    """Images uint8 (n, H, W, C) that the moving averages make of ``inputs``."""
-    networks = trainer.networks
-    averaged = Named({name: networks.get(f"{name}_ema", networks[name]) for name in trainer.recipe.networks})
-    parts = []
-    with torch.no_grad(), evaluating(averaged):
-        for start in range(0, len(inputs.z), CHUNK):
-            chunk = Named({name: values[start : start + CHUNK] for name, values in inputs.items()})
-            parts.append(to_uint8(trainer.recipe.sample(averaged, chunk)))
-    return np.concatenate(parts)
-
-
 def interpolation(
     trainer: Trainer, *, pairs: int = 8, steps: int = 9, kind: Kind = "spherical", seed: int = 0, labels: int | None = None
 ) -> Pixels:
@@ -75,7 +62,7 @@ def interpolation(
     last = ends.z[1::2].repeat_interleave(steps, dim=0)
     along = torch.linspace(0, 1, steps, dtype=torch.float64).repeat(pairs)
     way = WAYS[kind](first.z.double(), last.double(), along.to(last.device))
-    images = generate(trainer, Named({**first, "z": way.to(last)}))
+    images = trainer.generate(Named({**first, "z": way.to(last)}))
     return images.reshape(pairs, steps, *images.shape[1:])
 
 
@@ -115,9 +102,9 @@ def arithmetic(
         noise = (2 * torch.rand(9, len(total), device=trainer.device) - 1) * spread
     noise[4] = 0
     firsts = [Named({name: values[:1] for name, values in term.items()}) for term in terms]
-    results = generate(trainer, Named({**_repeated(firsts[0], 9), "z": total + noise}))
-    of_means = [generate(trainer, Named({**first, "z": mean[None]})) for first, mean in zip(firsts, means, strict=True)]
-    examples = tuple(generate(trainer, term) for term in terms)
+    results = trainer.generate(Named({**_repeated(firsts[0], 9), "z": total + noise}))
+    of_means = [trainer.generate(Named({**first, "z": mean[None]})) for first, mean in zip(firsts, means, strict=True)]
+    examples = tuple(trainer.generate(term) for term in terms)
     return Arithmetic(examples, np.concatenate(of_means), results.reshape(3, 3, *results.shape[1:]))  # type: ignore[arg-type]
 
 

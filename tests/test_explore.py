@@ -50,7 +50,7 @@ def test_the_latent_space_in_three_pictures(run: Path, command: Callable[..., Re
         0,
         f"5 numbered samples of seed 3, of dcgan, iteration 2, in {place}\n",
     )
-    images = latent_space.generate(trainer, latent_space.latents(trainer, range(5), seed=3))
+    images = trainer.generate(latent_space.latents(trainer, range(5), seed=3))
     assert np.array_equal(shown(), np.asarray(sheets.numbered(images)))
 
     code, out, _ = command("latent", run, "--out", place, "--interpolate", 4, "--pairs", 2, "--kind", "linear")

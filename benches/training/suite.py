@@ -7,9 +7,7 @@ shown to the critic. :mod:`.floor` says what the floor is, :mod:`.agreement` how
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +20,7 @@ from ganfast.benches import harness
 from ganfast.benches.training import agreement, floor, memory, stock
 from ganfast.benches.training.stock import Mode
 from ganfast.benches.training.work import RECIPES, Work
-from ganfast.errors import InvalidValue, NotWritable, near
+from ganfast.errors import InvalidValue, near
 
 _LEFT_OUT = ("bytes", "share_of_copy", "flops", "share_of_matmul")
 FIELDS = (
@@ -185,20 +183,9 @@ def _line(row: Row) -> str:
 
 def check(out: Path | None) -> None:
     """Raises NotWritable before anything is measured, InvalidValue where ``out`` is another table."""
-    if out is None:
-        return
-    if out.exists() and out.read_text().partition("\n")[0] != ",".join(FIELDS):
-        raise InvalidValue(f"{out} is not a table of this bench: expected the columns {', '.join(FIELDS[:4])}, ..., {FIELDS[-1]}")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise NotWritable(f"cannot write {out}")
+    harness.check(out, FIELDS)
 
 
 def append(out: Path | None, rows: Sequence[Row]) -> None:
-    if out is None:
-        return
-    new = not out.exists()
-    with out.open("a", newline="") as file:
-        table = csv.DictWriter(file, FIELDS, restval="")
-        if new:
-            table.writeheader()
-        table.writerows(rows)
+    if out is not None:
+        harness.append(out, rows, FIELDS)

@@ -1,4 +1,4 @@
-"""Iterations as CUDA graphs: what a GPU is told once it can be told again by one call, for a hundredth of the host's time.
+"""Iterations as CUDA graphs: what a GPU was told once is told again by one call.
 
 An iteration is a function of tensors alone: weights, moments, step sizes, the numbers of the rows that it reads, and the state of
 the random generators, all of which stand where they stood. So one recording serves every later iteration in which the same phases

@@ -46,7 +46,7 @@ class Samples:
                 raise InvalidValue(
                     f"recipe {self.recipe.name!r} makes its samples from data: it takes no truncation and no labels"
                 )
-            return self._generate(lambda nets, chunk: {"samples": self.recipe.sample(nets, chunk)}, networks, inputs)["samples"]
+            return self.generate(networks, inputs)
 
     def stream(self, networks: Named, n: int, seed: int) -> Iterator[Tensor]:
         """``n`` samples of a seed, some at a time: uint8 (k, H, W, C), or float32 (k, 2) for points, on the device.
@@ -60,6 +60,10 @@ class Samples:
                     inputs.update(self.recipe.latent.sample(CHUNK, self.device))
                 x = self.recipe.sample(networks, inputs)
             yield (pixels(x) if self.data.image_size else x.float())[: n - start]
+
+    def generate(self, networks: Named, inputs: Named) -> NDArray[Any]:
+        """What the networks make of ``inputs``: uint8 (n, H, W, C), or float32 (n, 2)."""
+        return self._generate(lambda nets, chunk: {"samples": self.recipe.sample(nets, chunk)}, networks, inputs)["samples"]
 
     def preview(self, networks: Named, n: int) -> dict[str, NDArray[Any]]:
         """The same ``n`` inputs at any time in a run, as named columns of uint8 images (n, H, W, C) or of points (n, 2)."""

@@ -106,7 +106,8 @@ class Trainer:
             optimizers.set_factor(optimizer, factor)
         for average in self._averages.values():
             average.prepare(self.steps)
-        passes, draws = self._passes(self.steps), self._draws(self.steps)
+        passes = self._passes(self.steps)
+        draws = self._draws(self.steps, passes)
         with self._seeded(self.steps), self._deterministic(), self._thawed():
             if self._recordings is None:
                 logs = self._iterate(passes, draws)
@@ -137,9 +138,9 @@ class Trainer:
         """Those of an iteration, a phase as often as it repeats."""
         return [phase for phase in self.recipe.phases if step % phase.every == 0 for _ in range(phase.repeat)]
 
-    def _draws(self, step: int) -> Draws:
-        """What an iteration reads of the data, pass by pass."""
-        reading = [phase for phase in self._passes(step) if phase.reads]
+    def _draws(self, step: int, passes: Sequence[Phase]) -> Draws:
+        """What these passes of an iteration read of the data, one after the other."""
+        reading = [phase for phase in passes if phase.reads]
         size = self.settings.batch * self.settings.accumulate
         fields = tuple(dict.fromkeys(field for phase in reading for field in phase.reads))
         return self._sampler.draws(self._passes_before(step) * size, len(reading) * size, fields)
@@ -225,9 +226,10 @@ class Trainer:
         """
         step = self.steps - 1
         findings: dict[str, Any] = {}
-        draws, read, size = self._draws(step), 0, self.settings.batch * self.settings.accumulate
+        passes, read, size = self._passes(step), 0, self.settings.batch * self.settings.accumulate
+        draws = self._draws(step, passes)
         with self._seeded(step), self._guard.undone(), self._thawed():
-            for phase in self._passes(step):
+            for phase in passes:
                 self.freeze_all_but(phase.updates)
                 for micro in range(self.settings.accumulate):
                     again = functools.partial(self._loss, phase, draws.part(read, read + size), micro)
@@ -274,6 +276,10 @@ class Trainer:
     def stream(self, n: int, *, seed: int = 0) -> Iterator[Tensor]:
         """``n`` samples of a seed as tensors on the device, some at a time, see :meth:`sample`: for many, or on their way on."""
         return self._samples.stream(self._averaged, counted("stream: expected n", n, least=1), seed)
+
+    def generate(self, inputs: Named) -> NDArray[Any]:
+        """What the moving averages make of inputs as the recipe's latent gives them: uint8 (n, H, W, C), or float32 (n, 2)."""
+        return self._samples.generate(self._averaged, inputs)
 
     def preview(self, n: int) -> dict[str, NDArray[Any]]:
         """The same ``n`` samples at any time in a run, as named columns of uint8 images (n, H, W, C) or of points (n, 2)."""

@@ -37,13 +37,12 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ganfast import tuning
-from ganfast.backends import triton_serves
 from ganfast.ops import library
 from ganfast.ops.library import Differentiable, Op, below_autograd, register
 
 Grads = tuple[Tensor | None, ...]
 
-TRITON = library.CUDA != "reference" and triton_serves()  # a way on CUDA beside PyTorch's own, which is cuDNN
+TRITON = library.TRITON  # beside PyTorch's own way, which is cuDNN
 TRITON_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 

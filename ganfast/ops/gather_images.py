@@ -15,7 +15,6 @@ import importlib
 import torch
 from torch import Tensor
 
-from ganfast.backends import triton_serves
 from ganfast.ops import library
 
 
@@ -34,11 +33,9 @@ def _fake(data: Tensor, rows: Tensor, mirrored: Tensor, channels_last: bool) -> 
     return torch.empty(shape, dtype=torch.float32, device=data.device, memory_format=layout)
 
 
-_TRITON = library.CUDA != "reference" and triton_serves()
-
 gather_images = library.register(
     "gather_images(Tensor data, Tensor rows, Tensor mirrored, bool channels_last) -> Tensor",
     reference=gather_images_reference,
     fake=_fake,
-    on_cuda=importlib.import_module("ganfast.kernels.gather_images").gather_images if _TRITON else None,
+    on_cuda=importlib.import_module("ganfast.kernels.gather_images").gather_images if library.TRITON else None,
 )

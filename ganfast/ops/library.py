@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd import forward_ad
 
-from ganfast.backends import chosen
+from ganfast.backends import chosen, triton_serves
 
 CPU = chosen("GANFAST_CPU")
 CUDA = chosen("GANFAST_CUDA") if torch.cuda.is_available() else "reference"
+TRITON = CUDA != "reference" and triton_serves()  # a way on CUDA for ops without kernels in CUDA C++
 
 LIBRARY = torch.library.Library("ganfast", "DEF")
 

@@ -71,7 +71,7 @@ def test_rows_are_added_to_a_table_and_no_other_file_is_touched(made_up: None, t
     assert rows[0]["torch"] == torch.__version__ and rows[0]["device"] and rows[0]["commit"]
     other = tmp_path / "notes.csv"
     other.write_text("a,b\n")
-    with pytest.raises(InvalidValue, match=r"notes.csv is not a table of these benches"):
+    with pytest.raises(InvalidValue, match=r"notes.csv is not a table of this bench"):
         harness.check(other)
     with pytest.raises(NotWritable, match="cannot write"):
         harness.check(tmp_path / "nowhere" / "a.csv")
