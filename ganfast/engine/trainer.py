@@ -20,6 +20,7 @@ from ganfast.data.sampler import RESIDENT_SHARE, Draws
 from ganfast.engine import checkpoint, guard, optimizers, state
 from ganfast.engine.capture import CudaRecorder, Recorder, Recordings
 from ganfast.engine.ema import MovingAverage
+from ganfast.engine.heap import keep_freed_memory
 from ganfast.engine.randomness import borrowed, mix
 from ganfast.engine.samples import Samples, counted
 from ganfast.engine.settings import Settings, resolve_device, resolve_precision
@@ -72,6 +73,8 @@ class Trainer:
         self._recordings: Recordings | None = None
         if self.device.type == "cuda":
             self._stay_on_device(CudaRecorder(self.device) if self.settings.graphs else None)
+        else:
+            keep_freed_memory()
 
     def _stay_on_device(self, recorder: Recorder | None) -> None:
         """Iterations are functions of tensors alone from now on, and recorded where that is possible."""

@@ -66,10 +66,11 @@ def convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 def by_op(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool) -> Tensor | None:
     """The convolution by the op, cast as autocast would, or None where the op has no kernel or PyTorch's transforms look on."""
-    if type(x) not in (Tensor, nn.Parameter) or watched() or (bias is not None and bias.dtype != weight.dtype):
+    if type(x) not in (Tensor, nn.Parameter) or watched():
         return None
     dtype = lowered(x)
-    if not serves(x, weight, transposed, dtype):
+    mixed = dtype is None and bias is not None and bias.dtype != weight.dtype  # which PyTorch refuses
+    if mixed or not serves(x, weight, transposed, dtype):
         return None
     if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)

@@ -124,3 +124,24 @@ def test_shapes_alone_and_a_bias_of_another_type_are_as_with_pytorchs() -> None:
     layer.bias.data = layer.bias.data.double()
     with pytest.raises(RuntimeError, match="bias"):
         layer(torch.randn(2, 4, 8, 8))
+
+
+@pytest.mark.parametrize("bias", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight", [torch.float32, torch.bfloat16])
+def test_under_autocast_the_op_takes_weight_and_bias_of_either_type(weight: torch.dtype, bias: torch.dtype) -> None:
+    # spectral norm hands over weights that are cast already, beside biases in float32
+    layer = Conv2d(4, 6, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain = nn.Conv2d(4, 6, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    exact = copy.deepcopy(plain).double()
+    types = {"weight": weight, "bias": bias}
+    x = torch.randn(2, 4, 8, 8)
+    results = []
+    for each in (layer, plain, exact):
+        rounded = {name: t.detach().to(types[name]) for name, t in plain.named_parameters()}
+        handed = {name: t.to(torch.float64 if each is exact else t.dtype).requires_grad_() for name, t in rounded.items()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=each is not exact):
+            y = torch.func.functional_call(each, handed, (x.double() if each is exact else x,))
+        assert (type(y.grad_fn).__name__ == "ConvolutionBackward0") is (each is not layer)
+        results.append([y.detach(), *torch.autograd.grad(y.sum(), list(handed.values()))])
+    for name, made, same, true in zip(("y", *types), *results, strict=True):
+        assert_parity(made, same, true, reduce_length=4 * 9 * 2 * 64, name=name)
