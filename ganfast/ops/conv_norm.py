@@ -38,7 +38,7 @@ from torch import Tensor
 from ganfast.ops import convolution as products
 from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_backward
 from ganfast.ops.convolution import convolution, convolution_weight_gradient, convolve, transposed_convolve
-from ganfast.ops.library import Differentiable, below_autograd, register
+from ganfast.ops.library import Differentiable, asked, below_autograd, register
 
 Triple = tuple[Tensor, Tensor, Tensor]
 SERVED = ("cuda",) if products.TRITON else ()  # kinds of devices
@@ -201,7 +201,7 @@ class _ConvNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
         x, weight, *norm = ctx.saved_tensors
         mean, _, gamma, beta = norm
-        of_x, of_weight, of_bias, _, _, of_gamma, of_beta, *_ = ctx.needs_input_grad
+        of_x, of_weight, of_bias, *of_norm = asked(ctx)
         dx = dweight = dgamma = dbeta = None
         if mean is None:
             if of_weight:
@@ -212,7 +212,7 @@ class _ConvNorm(torch.autograd.Function):
             norm += ctx.numbers
             if of_weight:
                 dweight = conv_norm_weight_gradient(grad, x, *norm, ctx.steps[0], *weight.shape[2:], *ctx.steps[1:])
-            if of_x or of_gamma or of_beta:
+            if of_x or any(of_norm):
                 dx, dgamma, dbeta = conv_norm_input_gradient(grad, weight, x, *norm, *ctx.steps)
                 dgamma, dbeta = (None, None) if gamma is None else (dgamma.to(gamma.dtype), dbeta.to(beta.dtype))
         dbias = products.bias_gradient(grad, ctx.bias_dtype) if of_bias else None

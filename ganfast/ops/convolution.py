@@ -38,7 +38,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ganfast import tuning
 from ganfast.ops import library
-from ganfast.ops.library import Differentiable, Op, below_autograd, register
+from ganfast.ops.library import Differentiable, Op, asked, below_autograd, register
 
 Grads = tuple[Tensor | None, ...]
 
@@ -181,7 +181,7 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         weight, *parts = ctx.saved_tensors
-        of_big, of_weight, of_bias, *_ = ctx.needs_input_grad
+        of_big, of_weight, of_bias, *_ = asked(ctx)
         # first, so that what is made again for it is gone when the larger gradient comes
         grad_weight = convolution_weight_gradient(grad, ctx.make(*parts), *weight.shape[2:], *ctx.steps) if of_weight else None
         grad_big = transposed_convolve(grad, weight, None, *ctx.steps, *ctx.extents) if of_big else None
@@ -212,7 +212,7 @@ class _Transposed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         weight, *parts = ctx.saved_tensors
-        of_small, of_weight, of_bias, *_ = ctx.needs_input_grad
+        of_small, of_weight, of_bias, *_ = asked(ctx)
         # first, so that what is made again for it is gone when the larger gradient comes
         grad_weight = convolution_weight_gradient(ctx.make(*parts), grad, *weight.shape[2:], *ctx.steps) if of_weight else None
         grad_small = convolve(grad, weight, None, *ctx.steps) if of_small else None
@@ -239,7 +239,7 @@ class _WeightGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
         small, big = ctx.saved_tensors
-        of_small, of_big, *_ = ctx.needs_input_grad
+        of_small, of_big, *_ = asked(ctx)
         return (
             convolve(big, grad, None, *ctx.steps) if of_small else None,
             transposed_convolve(small, grad, None, *ctx.steps, *big.shape[2:]) if of_big else None,

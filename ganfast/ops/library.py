@@ -98,6 +98,24 @@ def below_autograd(overload: Callable[..., Any], *arguments: Any) -> Any:
         return overload(*arguments)
 
 
+def asked(ctx: Any) -> list[bool]:
+    """Of which inputs of an autograd.Function the backward pass that is under way wants the gradient.
+
+    ``ctx.needs_input_grad`` says which could have one: in ``autograd.grad`` by others it has the rest computed for nothing.
+    """
+    targets = (node for node, _ in ctx.next_functions if node is not None)
+    return [needed and _runs(next(targets)) for needed in ctx.needs_input_grad]
+
+
+def _runs(node: Any) -> bool:
+    """Whether a backward pass comes to this node, in which a gradient goes on or ends."""
+    try:
+        found: bool = torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # what a leaf that ``autograd.grad`` was asked for gets, and a call outside of a backward pass
+        return True
+    return found
+
+
 def _requires_grad(argument: Any) -> bool:
     if isinstance(argument, list | tuple):
         return any(map(_requires_grad, argument))

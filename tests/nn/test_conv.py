@@ -29,6 +29,9 @@ LAYERS: list[tuple[type[nn.Module], type[nn.Module], dict[str, Any]]] = [
 ]
 
 
+PRODUCTS = ("convolve", "transposed_convolve", "convolution_weight_gradient")
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("ours", "theirs", "options"), LAYERS)
 def test_a_layer_is_pytorchs(
@@ -58,6 +61,28 @@ def test_an_output_size_is_asked_for_as_of_pytorchs() -> None:
     plain.load_state_dict(layer.state_dict())
     x = torch.randn(1, 2, 4, 4)
     assert torch.equal(layer(x, output_size=[10, 10]), plain(x, output_size=[10, 10]))
+
+
+@pytest.mark.parametrize("kind", [Conv2d, ConvTranspose2d])
+@pytest.mark.parametrize("by", ["x", "weight", "bias", "twice the weight"])
+def test_autograd_grad_computes_what_it_was_asked_for_alone(
+    kind: type[nn.Module], by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = kind(4, 6, 4, 2, 1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x, weight = torch.randn(2, 4, 8, 8, requires_grad=True), layer.get_parameter("weight")
+    inputs = {"x": x, "weight": weight, "bias": layer.get_parameter("bias"), "twice the weight": 2 * weight}
+    given = {"weight": inputs["twice the weight"]} if by == "twice the weight" else {}
+    y = torch.func.functional_call(layer, given, (x,))
+    inputs["twice the weight"].retain_grad()
+    y.sum().backward(retain_graph=True)
+    whole = copy.copy(inputs[by].grad)
+    assert whole is not None
+    inputs[by].grad = None
+    of_weight = "convolution_weight_gradient"
+    for name in {"x": [of_weight], "bias": PRODUCTS}.get(by, [name for name in PRODUCTS if name != of_weight]):
+        monkeypatch.setattr(f"ganfast.ops.convolution.{name}", None)
+    (alone,) = torch.autograd.grad(y.sum(), inputs[by])
+    assert torch.equal(alone, whole)
 
 
 def critics() -> tuple[nn.Sequential, nn.Sequential]:
