@@ -1,7 +1,7 @@
 """Every benched recipe and batch: which stock modes are the fastest, then these against ganfast in turns, and the table.
 
 A first pass runs every stock mode of a recipe once, at the first batch, mode by mode; the long measuring takes turns between
-ganfast in both precisions, the two fastest modes, and the fastest in float32 if it is none of them. images/s are real images
+ganfast in both precisions, the modes that came near the fastest, and the fastest in float32. images/s are real images
 shown to the critic. :mod:`.floor` says what the floor is, :mod:`.agreement` how losses are compared, :mod:`.memory` what counts.
 """
 
@@ -30,6 +30,7 @@ FIELDS = (
 )
 BENCH, FIRST_PASS = "training", "training, first pass"
 OURS = {f"ganfast {str(dtype).removeprefix('torch.')}": dtype for dtype in (torch.float32, torch.bfloat16)}
+NEAR = 1.2  # times the fastest mode: further apart than a few iterations are by chance
 HOPELESS = 2.5  # times the fastest mode so far: such a mode is not looked at any longer
 
 Show = Callable[[str], Any]
@@ -105,9 +106,10 @@ def first_pass(work: Work, device: torch.device, show: Show) -> dict[Mode, list[
 
 
 def fastest(seconds: Mapping[Mode, float]) -> list[Mode]:
-    """The two fastest modes, and the fastest one in float32: half of the precision is not everybody's choice."""
+    """Those that are near the fastest, and the fastest one in float32: half of the precision is not everybody's choice."""
     order = sorted(seconds, key=seconds.__getitem__)
-    return list(dict.fromkeys([*order[:2], *[mode for mode in order if mode.dtype == torch.float32][:1]]))
+    near = [mode for mode in order if seconds[mode] <= NEAR * seconds[order[0]]]
+    return list(dict.fromkeys([*near, *[mode for mode in order if mode.dtype == torch.float32][:1]]))
 
 
 def measured(work: Work, modes: Sequence[Mode], device: torch.device, seconds: float) -> list[Row]:
