@@ -18,6 +18,8 @@ from ganfast.errors import InvalidData, InvalidValue, near
 
 DRAWN = ("bench", "case", "provider", "median_us", "low_us", "high_us", "ratio", "device", "threads")  # the columns read here
 
+_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind figures, so that no line crosses them
+
 Row = Mapping[str, str]
 Cases = dict[tuple[str, ...], dict[str, Row]]
 
@@ -104,7 +106,7 @@ def draw_bars(cases: Cases) -> Figure:
             axes.barh(y, median, 0.75, color=VERMILION if row["ratio"] else SKY)
             axes.plot([low, high], [y, y], color=INK, linewidth=1)
             ratio = f"   {float(row['ratio']):.2f}x" if row["ratio"] else ""
-            axes.text(max(high, median) + 0.02, y, f"{_time(float(row['median_us']))}{ratio}", va="center", size=8)
+            axes.text(max(high, median) + 0.02, y, f"{_time(float(row['median_us']))}{ratio}", va="center", size=8, bbox=_PAPER)
             ticks[y] = row["provider"]
         y += 1.3
     axes.set_yticks(list(ticks), list(ticks.values()), size=8)

@@ -126,8 +126,8 @@ PREFACE = f"""
 # How long until the pictures are that good?
 
 DCGAN (width 64, batch 64) on Fashion-MNIST's test split at 32 x 32, mirrored at random, four ways: by ganfast in bfloat16; by
-a plain PyTorch loop of the same model in its two fast modes; by that loop as it is usually written, eager and in float32. All start
-from the same weights and take turns, a twelfth of the run at a time. {FRECHET_NAME} is that of {SAMPLES:,} samples of the
+a plain PyTorch loop of the same model in its two fast modes; by that loop as it is usually written, eager and in float32. All
+start from the same weights and take turns, a twelfth of the run at a time. {FRECHET_NAME} is that of {SAMPLES:,} samples of the
 averaged generator; the clock stands still meanwhile, and what is compiled or measured once is not counted. One seed: the page
 [on precision](precision.md) says how far seeds spread. `python benches/quality.py` repeats it.
 """

@@ -22,9 +22,8 @@ from ganfast.engine import checkpoint, loop, trainer
 from ganfast.engine.evaluate import Scorer
 from ganfast.engine.randomness import seeded
 from ganfast.engine.runfolder import CONFIG, RunFolder, locked, read_config
-from ganfast.engine.samples import counted
 from ganfast.engine.settings import Settings
-from ganfast.errors import Damaged, InvalidData, InvalidType, InvalidValue, NotFound, near
+from ganfast.errors import Damaged, InvalidData, InvalidType, InvalidValue, NotFound, near, whole
 from ganfast.recipe import Recipe
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -76,7 +75,7 @@ class Trainer(trainer.Trainer):
 
         SIGINT and SIGTERM save and end it early; ``Run.interrupted`` then names the signal.
         """
-        return self._run_until(self.steps + counted("run: expected steps", steps, least=0))
+        return self._run_until(self.steps + whole(steps, "run: steps", least=0))
 
     def _run_until(self, until: int) -> Run:
         if until < self.steps:
@@ -194,7 +193,7 @@ def train(
     :class:`Trainer` for what is raised.
     """
     if steps is not None:
-        steps = counted("train: expected steps", steps, least=0)
+        steps = whole(steps, "train: steps", least=0)
     if not resume:
         return Trainer(recipe, data, out=out, **options)._run_until(STEPS if steps is None else steps)
     if out is None:

@@ -7,9 +7,11 @@ Each is a :class:`Error` and the built-in that matches, so that ``except ValueEr
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Error(Exception):
@@ -53,6 +55,17 @@ def near(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def whole(value: Any, name: str, *, least: int = 1) -> int:
+    """``value`` as an int. Raises InvalidType for what is no integer, InvalidValue for one below ``least``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidType(f"{name}: expected an integer, got {value!r}") from None
+    if number < least:
+        raise InvalidValue(f"{name}: expected at least {least}, got {number}")
+    return number
 
 
 @contextmanager

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,36 @@ def closed(tmp_path: Path) -> Iterator[Path]:
     yield folder
     assert libc.capset(header, had) == 0
     folder.chmod(0o700)
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``ganfast ARGUMENTS`` in this process: exit status, stdout, stderr."""
+    from ganfast import cli  # not above: tiers choose their backends before anything of it is imported
+
+    def run(*arguments: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def refused(command: Callable[..., tuple[int, str, str]], tmp_path: Path) -> Callable[..., str]:
+    """The one line with which a command is refused, after checking that it left everything as it was."""
+
+    def run(*arguments: Any) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        code, out, err = command(*arguments)
+        assert (code, out) == (2, "") and err.startswith("ganfast: ") and err.endswith("\n") and err.count("\n") == 1, err
+        assert sorted(tmp_path.rglob("*")) == before
+        return err.removeprefix("ganfast: ").rstrip("\n")
+
+    return run
 
 
 @pytest.fixture

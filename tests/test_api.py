@@ -87,7 +87,7 @@ def test_step_by_step_is_the_same_as_a_run(tmp_path: Path, data: Path) -> None:
     in_parts = ganfast.Trainer("dcgan", data, out=tmp_path / "run", **SMALL)
     assert in_parts.run(1).steps == 1 and in_parts.run(0).steps == 1 and in_parts.run(3).steps == 4
     assert equal(by_hand, in_parts)
-    with pytest.raises(InvalidValue, match="steps of at least 0, got -1"):
+    with pytest.raises(InvalidValue, match="steps: expected at least 0, got -1"):
         in_parts.run(-1)
 
 
@@ -413,12 +413,12 @@ def test_refusals_leave_nothing(
 
 
 def test_more_refusals(tmp_path: Path, data: Path) -> None:
-    with pytest.raises(InvalidValue, match="steps of at least 0, got -1"):
+    with pytest.raises(InvalidValue, match="steps: expected at least 0, got -1"):
         ganfast.train("dcgan", data, steps=-1, out=tmp_path / "run")
     for steps in ("3", 3.0):
-        with pytest.raises(InvalidType, match=rf"train: expected steps as an integer, got {steps!r}"):
+        with pytest.raises(InvalidType, match=rf"train: steps: expected an integer, got {steps!r}"):
             ganfast.train("dcgan", data, steps=steps, out=tmp_path / "run")  # type: ignore[arg-type]
-        with pytest.raises(InvalidType, match=rf"run: expected steps as an integer, got {steps!r}"):
+        with pytest.raises(InvalidType, match=rf"run: steps: expected an integer, got {steps!r}"):
             ganfast.Trainer("dcgan", data, **SMALL).run(steps)  # type: ignore[arg-type]
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):

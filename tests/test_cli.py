@@ -25,38 +25,8 @@ from ganfast import cli, recipes
 from ganfast.engine import loop, runfolder
 from ganfast.engine.settings import Settings
 
-Result = tuple[int, str, str]
-Command = Callable[..., Result]
+Command = Callable[..., tuple[int, str, str]]
 SMALL = ["--width", "4", "--batch", "4"]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """``ganfast ARGUMENTS`` in this process: exit status, stdout, stderr."""
-
-    def run(*arguments: Any) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, output.out, output.err
-
-    return run
-
-
-@pytest.fixture
-def refused(command: Command, tmp_path: Path) -> Callable[..., str]:
-    """The one line with which a command is refused, after checking that it left everything as it was."""
-
-    def run(*arguments: Any) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        code, out, err = command(*arguments)
-        assert (code, out) == (2, "") and err.startswith("ganfast: ") and err.endswith("\n") and err.count("\n") == 1, err
-        assert sorted(tmp_path.rglob("*")) == before
-        return err.removeprefix("ganfast: ").rstrip("\n")
-
-    return run
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -25,32 +26,9 @@ FASHION = ["--network", "fashion-cnn"]
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """``ganfast eval ARGUMENTS`` in this process: exit status, stdout, stderr."""
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main(["eval", *(str(argument) for argument in arguments)])
-        output = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, output.out, output.err
-
-    return run
-
-
-@pytest.fixture
-def refused(command: Command, tmp_path: Path) -> Callable[..., str]:
-    """The one line with which it is refused, after checking that it left everything as it was."""
-
-    def run(*arguments: Any) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        code, out, err = command(*arguments)
-        assert (code, out) == (2, "") and err.startswith("ganfast: ") and err.count("\n") == 1, err
-        assert sorted(tmp_path.rglob("*")) == before
-        return err.removeprefix("ganfast: ").rstrip("\n")
-
-    return run
+def command(command: Command) -> Command:
+    """``ganfast eval ARGUMENTS``."""
+    return functools.partial(command, "eval")
 
 
 def write(folder: Path, n: int, seed: int) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from ganfast.data import Dataset, Sampler
 from ganfast.engine.randomness import seeded
-from ganfast.errors import InvalidType, InvalidValue
+from ganfast.errors import InvalidType, InvalidValue, whole
 from ganfast.recipe import Named, Recipe, Terms
 
 _SAMPLE, _PREVIEW, _PULL, _STREAM = 1 << 32, 1 << 33, 1 << 34, 1 << 35  # words that keep these draws apart from training's
@@ -32,7 +31,7 @@ class Samples:
         self, networks: Named, n: int, number: int, *, truncation: float | None, labels: Any, seed: int | None
     ) -> NDArray[Any]:
         """``n`` samples: the ones numbered from ``number`` on, or a ``seed``'s own. See :meth:`Trainer.sample`."""
-        n = counted("sample: expected n", n, least=1)
+        n = whole(n, "sample: n")
         if labels is not None:
             try:
                 labels = torch.as_tensor(labels)
@@ -139,17 +138,6 @@ def pixels(images: Tensor) -> Tensor:
     if images.dim() != 4:
         raise InvalidType(f"expected images (n, C, H, W), got shape {tuple(images.shape)}")
     return images.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-
-
-def counted(expected: str, value: Any, *, least: int) -> int:
-    """``value`` as an int. Raises InvalidType for what is no integer, InvalidValue for one below ``least``."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InvalidType(f"{expected} as an integer, got {value!r}") from None
-    if number < least:
-        raise InvalidValue(f"{expected} of at least {least}, got {value}")
-    return number
 
 
 @contextlib.contextmanager

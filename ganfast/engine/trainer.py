@@ -22,9 +22,9 @@ from ganfast.engine.capture import CudaRecorder, Recorder, Recordings
 from ganfast.engine.ema import MovingAverage
 from ganfast.engine.heap import keep_freed_memory
 from ganfast.engine.randomness import borrowed, mix
-from ganfast.engine.samples import Samples, counted
+from ganfast.engine.samples import Samples
 from ganfast.engine.settings import Settings, resolve_device, resolve_precision
-from ganfast.errors import Damaged, InvalidData, InvalidValue, NonFinite, NotWritable
+from ganfast.errors import Damaged, InvalidData, InvalidValue, NonFinite, NotWritable, whole
 from ganfast.files import write_atomically
 from ganfast.recipe import Named, Phase, Recipe, Terms
 
@@ -278,7 +278,7 @@ class Trainer:
 
     def stream(self, n: int, *, seed: int = 0) -> Iterator[Tensor]:
         """``n`` samples of a seed as tensors on the device, some at a time, see :meth:`sample`: for many, or on their way on."""
-        return self._samples.stream(self._averaged, counted("stream: expected n", n, least=1), seed)
+        return self._samples.stream(self._averaged, whole(n, "stream: n"), seed)
 
     def generate(self, inputs: Named) -> NDArray[Any]:
         """What the moving averages make of inputs as the recipe's latent gives them: uint8 (n, H, W, C), or float32 (n, 2)."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ganfast.errors import InvalidValue
+from ganfast.metrics.arrays import Array, tensor
 from ganfast.metrics.feature_network import FeatureNetwork, Images
-from ganfast.metrics.frechet import Array, tensor
 from ganfast.metrics.prdc import Manifold
 from ganfast.metrics.statistics import FeatureStatistics
 

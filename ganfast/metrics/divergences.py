@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ganfast.errors import InvalidValue
-from ganfast.metrics.frechet import Array, check_numbers, tensor
-from ganfast.metrics.rows import both, whole
+from ganfast.errors import InvalidValue, whole
+from ganfast.metrics.arrays import Array, check_numbers, tensor
+from ganfast.metrics.rows import both
 
 Extent = Sequence[tuple[float, float]]
 

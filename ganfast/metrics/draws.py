@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganfast.errors import InvalidValue
-from ganfast.metrics.rows import whole
+from ganfast.errors import InvalidValue, whole
 
 Seed = int | torch.Generator
 

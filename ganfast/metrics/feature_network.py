@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ganfast._version import __version__
 from ganfast.errors import InvalidType, InvalidValue
-from ganfast.metrics.frechet import tensor
+from ganfast.metrics.arrays import tensor
 
 Images = NDArray[np.uint8] | Tensor
 

@@ -18,24 +18,20 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, overload
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from ganfast.errors import InvalidType, InvalidValue
+from ganfast.metrics.arrays import LARGEST, Array, as_floats, as_tensor, check_numbers
 from ganfast.metrics.moments import Moments
 from ganfast.ops.covariance_factor import covariance_factor
 from ganfast.ops.nuclear_norm import nuclear_norm
 
-Array = NDArray[Any] | Tensor
-
 # How far a covariance may be from symmetric and from positive, as a share of its two features' deviations: what it is off by
 # that was kept in float32 on its way, whatever type it has now.
 _ROUNDING = 1e-5
-# Of features: so that the squares of as many as an int64 counts can be added up in float64.
-_LARGEST = 1e144
 
 
 class Gaussian(NamedTuple):
@@ -152,7 +148,7 @@ def gaussian(mu: Array, cov: Array, side: str) -> Gaussian:
         raise InvalidType(f"cov{side}: expected float32 or float64, got {covariance.dtype}")
     mean = mean.double()
     check_numbers(mean, f"mu{side}")
-    check_numbers(covariance, f"cov{side}", _LARGEST**2)
+    check_numbers(covariance, f"cov{side}", LARGEST**2)
     return _factored(mean, covariance, f"cov{side}")
 
 
@@ -166,45 +162,3 @@ def _factored(mean: Tensor, covariance: Tensor, name: str) -> Gaussian:
         lowest = torch.linalg.eigvalsh(covariance.detach())[0].item()
         raise InvalidValue(f"{name} is no covariance: it has the eigenvalue {lowest:.3g}")
     return Gaussian(mean.to(covariance), covariance.trace(), factor[:, : int(rank)])
-
-
-def tensor(array: Array, name: str = "the array") -> Tensor:
-    """The values without their graph."""
-    return as_tensor(array, name).detach()
-
-
-def as_tensor(array: Array, name: str) -> Tensor:
-    """An array or a tensor of real numbers as a tensor, with its graph; raises InvalidType that names it."""
-    if isinstance(array, Tensor):
-        if array.is_complex() or array.layout != torch.strided:
-            raise InvalidType(f"{name}: expected dense real numbers, got {array.dtype} in {array.layout}")
-        return array
-    try:
-        # copied, since torch warns of read-only ones, such as memory maps
-        values = np.array(array)
-    except (ValueError, TypeError) as error:
-        raise InvalidType(f"{name}: expected an array or a tensor, got {type(array).__name__}: {error}") from None
-    if values.dtype.kind not in "biuf" or values.dtype.itemsize > 8 or not values.dtype.isnative:
-        raise InvalidType(
-            f"{name}: expected real numbers of at most 64 bits in this machine's byte order, got {values.dtype.str}"
-        )
-    return torch.from_numpy(values)
-
-
-def as_floats(numbers: Tensor) -> Tensor:
-    """In float64, but for the types that all torch ops take."""
-    return numbers if numbers.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16) else numbers.double()
-
-
-def check_numbers(array: Tensor, name: str, largest: float = _LARGEST) -> None:
-    """Raises InvalidValue that counts NaN and Inf, or tells of numbers whose squares would not add up."""
-    if array.numel() == 0:
-        return
-    array = array.detach()
-    low, high = (extreme.item() for extreme in array.aminmax())  # both NaN where one value is
-    reach = max(-low, high)
-    if reach <= largest:
-        return
-    if bad := int((~array.isfinite()).sum()):
-        raise InvalidValue(f"{name} holds {bad} values that are NaN or Inf, of {array.numel()}")
-    raise InvalidValue(f"{name} holds numbers too large to square and add up in float64: {reach:.3g}, at most {largest:.3g}")

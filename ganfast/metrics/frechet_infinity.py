@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ganfast.errors import InvalidValue
+from ganfast.errors import InvalidValue, whole
+from ganfast.metrics.arrays import Array
 from ganfast.metrics.draws import Seed, permutations
-from ganfast.metrics.frechet import Array, distance_between, fitted
-from ganfast.metrics.rows import rows, same_width, whole
+from ganfast.metrics.frechet import distance_between, fitted
+from ganfast.metrics.rows import rows, same_width
 from ganfast.metrics.statistics import FeatureStatistics
 
 

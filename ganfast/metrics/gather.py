@@ -9,7 +9,7 @@ import torch.distributed
 from torch import Tensor
 
 from ganfast.errors import InvalidValue
-from ganfast.metrics.frechet import Array
+from ganfast.metrics.arrays import Array
 from ganfast.metrics.rows import rows
 
 

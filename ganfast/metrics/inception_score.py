@@ -13,10 +13,10 @@ import itertools
 import torch
 from torch import Tensor
 
-from ganfast.errors import InvalidValue
+from ganfast.errors import InvalidValue, whole
+from ganfast.metrics.arrays import Array
 from ganfast.metrics.draws import Seed, permutations
-from ganfast.metrics.frechet import Array
-from ganfast.metrics.rows import rows, whole
+from ganfast.metrics.rows import rows
 
 _CHUNK = 4096  # samples at a time: 33 MB of 1008 logits in float64
 

@@ -16,10 +16,10 @@ import math
 import torch
 from torch import Tensor
 
-from ganfast.errors import InvalidValue
+from ganfast.errors import InvalidValue, whole
+from ganfast.metrics.arrays import Array
 from ganfast.metrics.draws import Seed, permutations
-from ganfast.metrics.frechet import Array
-from ganfast.metrics.rows import both, whole
+from ganfast.metrics.rows import both
 
 _BLOCK = 1024  # rows and columns of the kernel that are there at a time: 8 MB
 

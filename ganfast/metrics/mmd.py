@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ganfast.errors import InvalidValue
-from ganfast.metrics.frechet import Array
-from ganfast.metrics.rows import both, squared_distances, whole
+from ganfast.errors import InvalidValue, whole
+from ganfast.metrics.arrays import Array
+from ganfast.metrics.rows import both, squared_distances
 
 # of rows (N, D) and (M, D) in float64, the matrix (N, M)
 Kernel = Callable[[Tensor, Tensor], Tensor]

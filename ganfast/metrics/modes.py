@@ -7,7 +7,7 @@ from typing import TypedDict
 import torch
 
 from ganfast.errors import InvalidValue
-from ganfast.metrics.frechet import Array, tensor
+from ganfast.metrics.arrays import Array, tensor
 
 QUALITY_RADIUS = 3.0  # sigmas around a centre within which a point counts as of that mode
 COVERED_SHARE = 0.1  # of a mode's fair share, N / K points, that it must hold to count as covered

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganfast.errors import InvalidValue
-from ganfast.metrics.frechet import Array, tensor
-from ganfast.metrics.rows import pixels, whole
+from ganfast.errors import InvalidValue, whole
+from ganfast.metrics.arrays import Array, tensor
+from ganfast.metrics.rows import pixels
 
 BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al., section 3.2
 WINDOW, SIGMA = 11, 1.5

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ganfast.errors import InvalidValue
-from ganfast.metrics.frechet import Array
-from ganfast.metrics.rows import pixels, whole
+from ganfast.errors import InvalidValue, whole
+from ganfast.metrics.arrays import Array
+from ganfast.metrics.rows import pixels
 from ganfast.metrics.wasserstein import projected_powers
 
 PATCH = 7

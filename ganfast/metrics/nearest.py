@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ganfast.errors import InvalidValue
-from ganfast.metrics.frechet import Array, tensor
-from ganfast.metrics.rows import blocks, bounded_squared_distances, is_pictures, pixels, rows, whole
+from ganfast.errors import InvalidValue, whole
+from ganfast.metrics.arrays import Array, tensor
+from ganfast.metrics.rows import blocks, bounded_squared_distances, is_pictures, pixels, rows
 
 _KNOWN, _NUMBERS = 8192, 1 << 24  # training samples that are compared at a time, and numbers of them: 128 MB
 _SPARE = 8  # candidates beyond k whose distances are taken anew, for rounding may have put them behind others

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ganfast.errors import InvalidValue
-from ganfast.metrics.frechet import Array, tensor
+from ganfast.metrics.arrays import Array, tensor
 from ganfast.metrics.rows import blocks, is_pictures, pixels, rows, same_width, squared_distances
 
 SIGMAS = tuple(float(sigma) for sigma in np.logspace(-1, 0, 10))

@@ -16,9 +16,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ganfast.errors import InvalidType, InvalidValue
+from ganfast.errors import InvalidType, InvalidValue, whole
 from ganfast.interpolation import lerp, slerp
-from ganfast.metrics.rows import whole
 
 Generator = Callable[[Tensor], Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]

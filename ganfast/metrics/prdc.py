@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ganfast.errors import InvalidValue
-from ganfast.metrics.frechet import Array
+from ganfast.errors import InvalidValue, whole
+from ganfast.metrics.arrays import Array
 from ganfast.metrics.neighbours import kth_distances, pairs_within
-from ganfast.metrics.rows import rows, same_width, whole
+from ganfast.metrics.rows import rows, same_width
 
 
 @dataclass(frozen=True)

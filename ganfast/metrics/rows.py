@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ganfast.errors import InvalidType, InvalidValue
-from ganfast.metrics.frechet import Array, as_floats, check_numbers, tensor
+from ganfast.metrics.arrays import Array, as_floats, check_numbers, tensor
 
 _SAMPLE = 512  # rows that a median is taken of
 _CELLS = 1 << 22  # of a matrix that is there at a time: 32 MB in float64
@@ -56,17 +55,6 @@ def pixels(images: Array, name: str) -> Tensor:
 def is_pictures(array: Array) -> bool:
     """Whether these are uint8 images, and not features."""
     return array.dtype in (torch.uint8, np.uint8) and array.ndim == 4
-
-
-def whole(value: int, name: str, *, least: int = 1) -> int:
-    """``value`` as an int. Raises InvalidType for what is no integer, InvalidValue for one below ``least``."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InvalidType(f"{name}: expected an integer, got {value!r}") from None
-    if number < least:
-        raise InvalidValue(f"{name}: expected at least {least}, got {number}")
-    return number
 
 
 def blocks(count: int, against: int) -> Iterator[slice]:

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ganfast.errors import InvalidData, InvalidType, InvalidValue, NotFound
 from ganfast.files import write_atomically
-from ganfast.metrics.frechet import Array, Gaussian, as_floats, check_numbers, distance_between, gaussian, tensor
+from ganfast.metrics.arrays import Array, as_floats, check_numbers, tensor
+from ganfast.metrics.frechet import Gaussian, distance_between, gaussian
 from ganfast.metrics.moments import Moments
 
 BLOCK = 1024  # rows that are summed at a time: 8 MB of 2048 float32 features

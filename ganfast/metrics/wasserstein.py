@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ganfast.errors import InvalidValue, Unavailable
-from ganfast.metrics.frechet import Array, check_numbers, tensor
-from ganfast.metrics.rows import blocks, both, squared_distances, whole
+from ganfast.errors import InvalidValue, Unavailable, whole
+from ganfast.metrics.arrays import Array, check_numbers, tensor
+from ganfast.metrics.rows import blocks, both, squared_distances
 
 LARGEST = 5_000  # samples a side of the exact distance: a matrix of 200 MB, and half a minute
 _UNEVEN = 250_000  # entries of a plan where the sides have unlike counts: a linear program of as many unknowns

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ganfast.errors import InvalidValue
-from ganfast.metrics.frechet import check_numbers
+from ganfast.metrics.arrays import check_numbers
 from ganfast.representation import kmeans
 from ganfast.representation.critic import layer_features
 

@@ -15,8 +15,10 @@ from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
 from ganfast.benches import harness, plot
-from ganfast.benches.training import agreement, floor, memory, stock, suite, work
+from ganfast.benches.plot import read
+from ganfast.benches.training import agreement, floor, memory, page, stock, suite, work
 from ganfast.benches.training.networks import pair
+from ganfast.benches.training.profile import multiplied
 from ganfast.benches.training.stock import Mode
 from ganfast.benches.training.work import RECIPES, Work
 from ganfast.cli import ganfast as command
@@ -239,3 +241,39 @@ def test_what_cannot_be_benched_is_refused(tmp_path: Path) -> None:
         suite.check(tmp_path / "notes.csv")
     with pytest.raises(NotWritable, match="cannot write"):
         suite.check(tmp_path / "nowhere" / "a.csv")
+
+
+# ---- the pages
+
+
+def test_the_tables_of_the_readme_and_of_the_page_are_those_of_the_figures() -> None:
+    cases = read(page.TABLE)
+    for place, table in page.PAGES.items():
+        assert page.replaced(place.read_text(), table(cases)) == place.read_text()
+
+
+def test_a_line_is_of_the_fastest_stock_mode_and_of_ganfast_in_bfloat16() -> None:
+    columns = "provider", "dtype", "median_us", "ratio", "images_per_s", "times_floor", "peak_mb", "peak_share"
+    rows = (
+        ("torch bfloat16", "bfloat16", "2000", "", "16", "2", "30", ""),
+        ("torch channels-last bfloat16", "bfloat16", "3000", "", "11", "3", "30", ""),
+        ("torch float32", "float32", "6000", "", "5", "2", "60", ""),
+        ("ganfast float32", "float32", "4000", "0.5", "8", "1.5", "40", "1.333"),
+        ("ganfast bfloat16", "bfloat16", "1000", "2", "32", "1", "20", "0.667"),
+    )
+    cases = {("a CPU", suite.BENCH, "dcgan-64 batch 32"): {row[0]: dict(zip(columns, row, strict=True)) for row in rows}}
+    assert page.short(cases).splitlines()[2:] == ["| dcgan-64 batch 32 | 2 | 1 | 2.00x |"]
+    assert page.whole(cases).splitlines()[2:] == [
+        "| dcgan-64 batch 32 | torch bfloat16 | 2 | 1 | 2.00x | 32 | 2.00, 1.00 | 20, 0.67 | 6, 4: 1.50x |"
+    ]
+    with pytest.raises(ValueError, match="expected <!--"):
+        page.replaced("no comments", "a table")
+
+
+def test_multiplications_by_winograds_algorithm() -> None:
+    # 2 x 5 channels of 4 x 4 from 3 of 8 x 8: 16 taps, of which 9 remain; 36 of 3 x 3 taps become 16
+    wide = 2.0 * (2 * 5 * 4 * 4) * 3 * 9
+    assert multiplied("ganfast::winograd_convolve", [[2, 3, 8, 8], [5, 3, 4, 4]]) == wide
+    assert multiplied("ganfast::winograd_transposed_convolve", [[2, 5, 4, 4], [5, 3, 4, 4]]) == wide
+    assert multiplied("ganfast::winograd_convolution_weight_gradient", [[2, 5, 4, 4], [2, 3, 8, 8]]) == wide
+    assert multiplied("ganfast::winograd_convolve", [[2, 3, 8, 8], [5, 3, 3, 3]]) == pytest.approx(2 * (2 * 5 * 64) * 3 * 4)

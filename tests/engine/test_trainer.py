@@ -255,7 +255,7 @@ def test_samples_are_uint8_pictures_or_points() -> None:
     assert np.array_equal(trainer.sample(300, seed=1)[:5], trainer.sample(300, seed=1)[:5])
     points = Trainer(recipes.get("gan", image_size=0, channels=2, width=4), numbered(8), batch=2).sample(7)
     assert points.shape == (7, 2) and points.dtype == np.float32
-    with pytest.raises(InvalidValue, match="n of at least 1"):
+    with pytest.raises(InvalidValue, match="n: expected at least 1"):
         trainer.sample(0)
     with pytest.raises(InvalidValue, match="takes no labels"):
         trainer.sample(2, labels=1)
@@ -432,7 +432,7 @@ def test_labels_that_are_no_integers_are_named(labels: Any) -> None:
 
 def test_more_that_a_trainer_does_not_take() -> None:
     trainer = Trainer(recipes.get("dcgan", image_size=16, channels=1, width=4), images(), batch=4)
-    with pytest.raises(InvalidType, match="sample: expected n as an integer, got '3'"):
+    with pytest.raises(InvalidType, match="sample: n: expected an integer, got '3'"):
         trainer.sample("3")  # type: ignore[arg-type]
     with pytest.raises(InvalidValue, match="recipe 'dcgan' has no score"):
         trainer.score(np.zeros((1, 1, 16, 16), np.float32))

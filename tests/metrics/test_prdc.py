@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ganfast.errors import InvalidType, InvalidValue
 from ganfast.metrics import prdc as module
-from ganfast.metrics.frechet import Array
+from ganfast.metrics.arrays import Array
 from ganfast.metrics.prdc import Manifold, precision_recall_density_coverage
 
 

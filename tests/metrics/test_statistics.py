@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 
 from ganfast.errors import InvalidData, InvalidType, InvalidValue, NotFound, NotWritable
 from ganfast.metrics import FeatureStatistics, frechet_distance, frechet_distance_from_features
-from ganfast.metrics.frechet import Array
+from ganfast.metrics.arrays import Array
 from ganfast.metrics.statistics import BLOCK
 
 
