@@ -153,8 +153,8 @@ def write_page(rows: Rows) -> None:
             spread = max(max(side) - min(side) for side in sides)
             verdict = "within" if apart <= spread else "**outside**"
             lines.append(f"| {name} | {step} | {ranges[0]} | {ranges[1]} | {apart:.2f} | {spread:.2f} | {verdict} |")
-    last = next(reversed(list(rows.values())))
-    lines += ["", f"{last['device']}, torch {last['torch']}, {last['date']}, commit {last['commit']}.", ""]
+    machines = dict.fromkeys(f"{row['device']}, torch {row['torch']}, commit {row['commit']}" for row in rows.values())
+    lines += ["", f"{'; '.join(machines)}.", ""]
     lines += [f"![distance over training](pictures/{PICTURE.name})"]
     PAGE.write_text("\n".join(lines) + "\n")
     draw(rows)

@@ -143,7 +143,7 @@ def test_recipes_and_options_that_do_not_exist(refused: Callable[..., str], data
     assert "'--batch'" in refused("train", "dcgan", "--data", data, "--out", out, "--batch", "many")
     assert "'--precision'" in refused("train", "dcgan", "--data", data, "--out", out, "--precision", "fp8")
     assert "batch: expected at least 1, got 0" in refused("train", "dcgan", "--data", data, "--out", out, "--batch", "0")
-    assert "steps of at least 0" in refused("train", "dcgan", "--data", data, "--out", out, "--steps", "-1")
+    assert "steps: expected at least 0" in refused("train", "dcgan", "--data", data, "--out", out, "--steps", "-1")
     assert "'tpu'" in refused("train", "dcgan", "--data", data, "--out", out, "--device", "tpu")
     assert "'cuda:99'" in refused("train", "dcgan", "--data", data, "--out", out, "--device", "cuda:99")
     assert refused("train", "dcgan", "--out", out) == "Missing option '--data'."

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ganfast.errors import InvalidType, InvalidValue
-from ganfast.metrics.rows import blocks, both, is_pictures, pixels, rows, squared_distances, whole
+from ganfast.errors import InvalidType, InvalidValue, whole
+from ganfast.metrics.rows import blocks, both, is_pictures, pixels, rows, squared_distances
 
 
 def test_squared_distances_lose_no_digits_far_from_the_origin(generator: torch.Generator) -> None:
@@ -53,7 +53,7 @@ def test_refusals() -> None:
         (lambda: pixels(np.zeros((2, 4, 4)), "x"), InvalidType, r"x: expected uint8 images \(N, H, W, C\), got torch.float64"),
         (lambda: pixels(np.zeros((2, 4, 4, 2), np.uint8), "x"), InvalidValue, r"C 1 or 3 .* got \(2, 4, 4, 2\)"),
         (lambda: whole(0, "k"), InvalidValue, "k: expected at least 1, got 0"),
-        (lambda: whole("3", "k"), InvalidType, "k: expected an integer, got '3'"),  # type: ignore[arg-type]
+        (lambda: whole("3", "k"), InvalidType, "k: expected an integer, got '3'"),
     ]:
         with pytest.raises(error, match=message):
             call()
