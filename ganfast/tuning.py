@@ -92,8 +92,10 @@ def _file() -> Path | None:
 def _machine(threads: int) -> str:
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()  # of the first of its cores
+        said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        # a virtual machine's name may be that of a family of processors
+        processor = " ".join(said[key] for key in ("model name", "cpu family", "model", "stepping") if key in said) or processor
     return f"{processor}, {threads} threads, torch {torch.__version__}, kernels {_build()}"
 
 

@@ -69,16 +69,21 @@ def shares(work: Work) -> tuple[Counter[str], Counter[str], float]:
 
 
 def multiplied(operation: str, shapes: list[list[int]]) -> float:
-    """2 x the multiplications of one call: 9 instead of 16 for 4 x 4 taps with stride 2, 16 instead of 36 for 3 x 3."""
+    """2 x the multiplications of one call in bfloat16: 9 instead of 16 for 4 x 4 taps with stride 2, 16 instead of 36 for 3 x 3.
+
+    Weight gradients of 4 x 4 taps take 25 instead of 64 where maps have 96 tiles of 4 x 4 pixels (csrc/cpu/winograd.cpp).
+    """
     one, other = shapes[:2]
-    if operation.endswith("weight_gradient"):
+    gradient = operation.endswith("weight_gradient")
+    if gradient:
         small, channels, taps = one, other[1], (4 if other[2] == 2 * one[2] else 3)
     else:
         taps = other[2]
         shrunk = 1 if taps == 3 or "transposed" in operation else 2
         small = [one[0], other[0], one[2] // shrunk, one[3] // shrunk]
         channels = other[1]
-    share = {4: 9 / 16, 3: 16 / 36}[taps]
+    large = gradient and small[2] % 4 == small[3] % 4 == 0 and small[0] * small[2] * small[3] >= 16 * 96
+    share = {4: 25 / 64 if large else 9 / 16, 3: 16 / 36}[taps]
     return 2.0 * math.prod(small) * channels * taps**2 * share
 
 

@@ -18,8 +18,10 @@ namespace ganfast {
 
 struct Tile {
     int64_t rows, columns;
-    // sums[r][c] = sum over taps t and words k < words of rows[t][r][k] panel[t][k][c], the words of a row `stride` bytes apart
-    void (*multiply)(const char* const* rows, int64_t taps, int64_t words, int64_t stride, const char* panel, float* sums);
+    // sums[r][c] = sum over taps t and words k < words of rows[t][r][k] panel[t][k][c]; the words of a row lie `stride` bytes
+    // apart. What lies `next` bytes after those of rows[t][0] is fetched into a near cache.
+    void (*multiply)(const char* const* rows, int64_t taps, int64_t words, int64_t stride, const char* panel, float* sums,
+                     int64_t next);
 };
 
 constexpr int64_t WORD = 4;
@@ -81,12 +83,13 @@ struct Pair {
 
 template <typename Kind, int ROWS, int VECTORS>
 inline __attribute__((always_inline)) void multiply(const char* const* rows, int64_t taps, int64_t words, int64_t stride,
-                                                    const char* panel, float* sums) {
+                                                    const char* panel, float* sums, int64_t next) {
     typename Kind::Floats sum[ROWS][VECTORS] = {};
     for (int64_t t = 0; t < taps; ++t, rows += ROWS) {
         const char* row[ROWS];
         for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
         for (int64_t k = 0, at = 0; k < words; ++k, at += stride, panel += VECTORS * Kind::COLUMNS * WORD) {
+            __builtin_prefetch(row[0] + at + next);
             typename Kind::Words columns[VECTORS];
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v) Kind::load(panel + v * Kind::COLUMNS * WORD, columns[v]);
@@ -104,8 +107,8 @@ inline __attribute__((always_inline)) void multiply(const char* const* rows, int
 
 #define GANFAST_TILE(name, target, kind, rows, vectors)                                                               \
     target inline void name(const char* const* lines, int64_t taps, int64_t words, int64_t stride, const char* panel, \
-                            float* sums) {                                                                            \
-        multiply<kind, rows, vectors>(lines, taps, words, stride, panel, sums);                                       \
+                            float* sums, int64_t next) {                                                              \
+        multiply<kind, rows, vectors>(lines, taps, words, stride, panel, sums, next);                                 \
     }
 
 GANFAST_TILE(single_anywhere, , Single<4>, 6, 2)
@@ -117,7 +120,7 @@ GANFAST_TILE(pair_anywhere, , Pair<4>, 4, 1)
 // baseline cannot be inlined into what is not.
 template <int ROWS, int VECTORS>
 __attribute__((target("avx512f,avx512bf16"))) void multiply_pairs(const char* const* rows, int64_t taps, int64_t words,
-                                                                  int64_t stride, const char* panel, float* sums) {
+                                                                  int64_t stride, const char* panel, float* sums, int64_t next) {
     __m512 sum[ROWS][VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
@@ -127,6 +130,7 @@ __attribute__((target("avx512f,avx512bf16"))) void multiply_pairs(const char* co
         const char* row[ROWS];
         for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
         for (int64_t k = 0, at = 0; k < words; ++k, at += stride, panel += VECTORS * 16 * WORD) {
+            __builtin_prefetch(row[0] + at + next);
             __m512bh columns[VECTORS];
             for (int v = 0; v < VECTORS; ++v) columns[v] = (__m512bh)_mm512_loadu_ps(panel + v * 16 * WORD);
 #pragma GCC unroll 16

@@ -1,14 +1,13 @@
-// Convolutions by fewer multiplications (Winograd 1980; Lavin & Gray 2016), on the CPU.
+// Convolutions by fewer multiplications (Winograd 1980; Lavin & Gray 2016), on the CPU, by the algorithms of winograd.h along
+// both axes.
 //
-// Along an axis, two neighbouring outputs y of a kernel g of 2 or 3 taps over inputs s are
+// A kernel of 4 x 4 with stride 2 is made of kernels of 2 x 2: a transposed one has one for each of the four phases of its
+// outputs, and the other one adds those of the four phases of its inputs. A kernel of 3 x 3 with stride 1 is one of 3 x 3. Tiles
+// of 2 x 2 outputs take 9 products instead of 16, and 16 instead of 36; tiles of 4 x 4 take 25 instead of 64, and 36 instead of
+// 144.
 //
-//     y = write(weigh(g) read(s)), element by element,
-//
-// with 3 products instead of 4 and 4 instead of 6; in two dimensions that is 9 instead of 16, and 16 instead of 36. A kernel of 4
-// x 4 with stride 2 is made of kernels of 2 x 2: a transposed one has one for each of the four phases of its outputs, and the
-// other one adds those of the four phases of its inputs. A kernel of 3 x 3 with stride 1 is one of 3 x 3.
-//
-// What is read and weighed is rounded to the factors' dtype before it is multiplied; sums are float32.
+// What is read and weighed is rounded to the factors' dtype before it is multiplied; sums are float32. Tiles of 4 x 4 multiply
+// that rounding by more, so in bfloat16 they are for the gradients of weights of 4 x 4 alone.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -16,94 +15,20 @@
 #include <vector>
 
 #include "factors.h"
-#include "lanes.h"
+#include "winograd.h"
 
 namespace ganfast {
 namespace {
 
-// ---- the two algorithms along one axis, and what turns gradients back
-
-struct TwoTaps {
-    static constexpr int TAPS = 2, READS = 3, PRODUCTS = 3, WRITES = 2;
-
-    template <typename T>
-    static GANFAST_INLINE void read(const T* s, T* v) {
-        v[0] = s[0] - s[1];
-        v[1] = s[1];
-        v[2] = s[2] - s[1];
-    }
-    template <typename T>
-    static GANFAST_INLINE void weigh(const T* g, T* u) {
-        u[0] = g[0];
-        u[1] = g[0] + g[1];
-        u[2] = g[1];
-    }
-    template <typename T>
-    static GANFAST_INLINE void write(const T* m, T* y) {
-        y[0] = m[0] + m[1];
-        y[1] = m[1] + m[2];
-    }
-    template <typename T>
-    static GANFAST_INLINE void weigh_back(const T* u, T* g) {
-        g[0] = u[0] + u[1];
-        g[1] = u[1] + u[2];
-    }
-    template <typename T>
-    static GANFAST_INLINE void write_back(const T* y, T* m) {
-        m[0] = y[0];
-        m[1] = y[0] + y[1];
-        m[2] = y[1];
-    }
-};
-
-struct ThreeTaps {
-    static constexpr int TAPS = 3, READS = 4, PRODUCTS = 4, WRITES = 2;
-
-    template <typename T>
-    static GANFAST_INLINE void read(const T* s, T* v) {
-        v[0] = s[0] - s[2];
-        v[1] = s[1] + s[2];
-        v[2] = s[2] - s[1];
-        v[3] = s[1] - s[3];
-    }
-    template <typename T>
-    static GANFAST_INLINE void weigh(const T* g, T* u) {
-        const T outer = (g[0] + g[2]) / 2, middle = g[1] / 2;
-        u[0] = g[0];
-        u[1] = outer + middle;
-        u[2] = outer - middle;
-        u[3] = g[2];
-    }
-    template <typename T>
-    static GANFAST_INLINE void write(const T* m, T* y) {
-        y[0] = m[0] + m[1] + m[2];
-        y[1] = m[1] - m[2] - m[3];
-    }
-    template <typename T>
-    static GANFAST_INLINE void weigh_back(const T* u, T* g) {
-        const T outer = (u[1] + u[2]) / 2;
-        g[0] = u[0] + outer;
-        g[1] = (u[1] - u[2]) / 2;
-        g[2] = outer + u[3];
-    }
-    template <typename T>
-    static GANFAST_INLINE void write_back(const T* y, T* m) {
-        m[0] = y[0];
-        m[1] = y[0] + y[1];
-        m[2] = y[0] - y[1];
-        m[3] = -y[1];
-    }
-};
-
-// How an axis is cut into tiles of two outputs for each of `written` phases, each made of lanes: inputs in_base tile + first +
-// in_step i by these taps, to outputs out_base tile + to + out_step i.
+// How an axis is cut into tiles of WRITES outputs of each phase, made of lanes: inputs in_step (WRITES tile + i) + first by these
+// taps, to outputs out_step (WRITES tile + i) + to.
 struct Lane {
     int64_t first, to;
     std::array<int64_t, 3> taps;
 };
 
 struct Scheme {
-    int64_t in_base, in_step, out_base, out_step;
+    int64_t in_step, out_step;
     std::vector<Lane> lanes;
     bool added;  // the lanes' outputs are the same ones
 
@@ -111,103 +36,10 @@ struct Scheme {
     int64_t terms() const { return added ? static_cast<int64_t>(lanes.size()) : 1; }    // lanes of a phase
 };
 
-const Scheme BIG_BY_FOUR{2, 1, 4, 2, {{-1, 0, {3, 1, 0}}, {0, 1, {2, 0, 0}}}, false};
-const Scheme SMALL_BY_FOUR{4, 2, 2, 1, {{-1, 0, {0, 2, 0}}, {0, 0, {1, 3, 0}}}, true};
-const Scheme SMALL_BY_THREE{2, 1, 2, 1, {{-1, 0, {0, 1, 2}}}, true};
-const Scheme BIG_BY_THREE{2, 1, 2, 1, {{-1, 0, {2, 1, 0}}}, true};
-
-// ---- transforms of channels
-
-// out = in after `step` along both axes
-template <int IN, int OUT, typename Step>
-GANFAST_INLINE void along_both(const Floats (&in)[IN][IN], const Step& step, Floats (&out)[OUT][OUT]) {
-    Floats lines[IN][OUT];
-#pragma GCC unroll 4
-    for (int i = 0; i < IN; ++i) step(in[i], lines[i]);
-#pragma GCC unroll 4
-    for (int q = 0; q < OUT; ++q) {
-        Floats column[IN], done[OUT];
-#pragma GCC unroll 4
-        for (int i = 0; i < IN; ++i) column[i] = lines[i][q];
-        step(column, done);
-#pragma GCC unroll 4
-        for (int p = 0; p < OUT; ++p) out[p][q] = done[p];
-    }
-}
-
-// The channels from c on of IN x IN runs after `step` along both axes, + bias, into OUT x OUT runs.
-template <typename How, int IN, int OUT, typename S, typename O, typename Step>
-GANFAST_INLINE void transform_some(const S* const* in, const Step& step, const float* bias, O* const* out, int64_t c, int64_t n) {
-    Floats given[IN][IN], made[OUT][OUT], b{};
-    if (bias) load(bias + c, n, b);
-#pragma GCC unroll 16
-    for (int i = 0; i < IN * IN; ++i) How::load(in[i] + c, n, given[i / IN][i % IN]);
-    along_both(given, step, made);
-#pragma GCC unroll 16
-    for (int i = 0; i < OUT * OUT; ++i) How::save(made[i / OUT][i % OUT] + b, n, out[i] + c);
-}
-
-template <typename How, int IN, int OUT, typename S, typename O, typename Step>
-GANFAST_INLINE void transform_all(const S* const* in, const Step& step, const float* bias, O* const* out, int64_t channels) {
-    int64_t c = 0;
-    for (; c + WIDTH<float> <= channels; c += WIDTH<float>) transform_some<How, IN, OUT>(in, step, bias, out, c, WIDTH<float>);
-    if (c < channels) transform_some<How, IN, OUT>(in, step, bias, out, c, channels - c);
-}
-
-// name(first, F(), in, bias, out, channels), where `first` is any of the pointers, by whose type versions differ
-#define GANFAST_TRANSFORM(name, IN, OUT)                                                                                   \
-    template <typename How, typename T, typename F, typename S, typename O>                                                \
-    GANFAST_INLINE void name##_loop(const T*, F, const S* const* in, const float* bias, O* const* out, int64_t channels) { \
-        const auto step = [](const Floats* a, Floats* b) __attribute__((always_inline)) { F::name(a, b); };                \
-        transform_all<How, F::IN, OUT>(in, step, bias, out, channels);                                                     \
-    }                                                                                                                      \
-    GANFAST_VERSIONS(name)
-
-GANFAST_TRANSFORM(read, READS, F::PRODUCTS)
-GANFAST_TRANSFORM(weigh, TAPS, F::PRODUCTS)
-GANFAST_TRANSFORM(write, PRODUCTS, F::WRITES)
-GANFAST_TRANSFORM(weigh_back, PRODUCTS, F::TAPS)
-#undef GANFAST_TRANSFORM
-
-// out[j] = words of the channels of N such results, one of each, with IN x IN runs of S for each of them in `in`
-template <typename How, int IN, int OUT, typename S, typename Step>
-GANFAST_INLINE void join_some(const S* const* in, const Step& step, char* const* out, int64_t c, int64_t n) {
-    constexpr int N = PER_WORD<S>;
-    Floats made[N][OUT][OUT];
-    for (int k = 0; k < N; ++k) {
-        Floats given[IN][IN];
-#pragma GCC unroll 16
-        for (int i = 0; i < IN * IN; ++i) How::load(in[k * IN * IN + i] + c, n, given[i / IN][i % IN]);
-        along_both(given, step, made[k]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < OUT * OUT; ++i) {
-        const Floats &first = made[0][i / OUT][i % OUT], &last = made[N - 1][i / OUT][i % OUT];
-        Words words;
-        if constexpr (N == 1) {
-            copy(&first, words);
-        } else {
-            words = How::rounded(first) | How::rounded(last) << 16;
-        }
-        std::memcpy(out[i] + c * WORD, &words, n * WORD);
-    }
-}
-
-// name(in[0], F(), in, out, channels)
-#define GANFAST_JOIN(name, step_of, IN)                                                                        \
-    template <typename How, typename S, typename F>                                                            \
-    GANFAST_INLINE void name##_loop(const S*, F, const S* const* in, char* const* out, int64_t channels) {     \
-        const auto step = [](const Floats* a, Floats* b) __attribute__((always_inline)) { F::step_of(a, b); }; \
-        int64_t c = 0;                                                                                         \
-        for (; c + WIDTH<float> <= channels; c += WIDTH<float>)                                                \
-            join_some<How, F::IN, F::PRODUCTS>(in, step, out, c, WIDTH<float>);                                \
-        if (c < channels) join_some<How, F::IN, F::PRODUCTS>(in, step, out, c, channels - c);                  \
-    }                                                                                                          \
-    GANFAST_VERSIONS(name)
-
-GANFAST_JOIN(read_words, read, READS)
-GANFAST_JOIN(write_back_words, write_back, WRITES)
-#undef GANFAST_JOIN
+const Scheme BIG_BY_FOUR{1, 2, {{-1, 0, {3, 1, 0}}, {0, 1, {2, 0, 0}}}, false};
+const Scheme SMALL_BY_FOUR{2, 1, {{-1, 0, {0, 2, 0}}, {0, 0, {1, 3, 0}}}, true};
+const Scheme SMALL_BY_THREE{1, 1, {{-1, 0, {0, 1, 2}}}, true};
+const Scheme BIG_BY_THREE{1, 1, {{-1, 0, {2, 1, 0}}}, true};
 
 // ---- all of it
 
@@ -235,12 +67,12 @@ struct Map {
 };
 
 // The tiles that a scheme cuts two maps into.
-template <int READS>
+template <typename F>
 class Tiles {
 public:
     const Scheme& scheme;
     const Map from, to;
-    const int64_t lanes, count;
+    const int64_t lanes, rows, columns, count;
 
     struct Place {
         int64_t n, y, x;
@@ -251,23 +83,23 @@ public:
           from(from),
           to(to),
           lanes(static_cast<int64_t>(scheme.lanes.size())),
-          count(samples * (to.height / scheme.out_base) * (to.width / scheme.out_base)) {}
+          rows(to.height / (F::WRITES * scheme.out_step)),
+          columns(to.width / (F::WRITES * scheme.out_step)),
+          count(samples * rows * columns) {}
 
-    Place place(int64_t tile) const {
-        const int64_t rows = to.height / scheme.out_base, columns = to.width / scheme.out_base;
-        return {tile / (rows * columns), tile / columns % rows, tile % columns};
-    }
+    Place place(int64_t tile) const { return {tile / (rows * columns), tile / columns % rows, tile % columns}; }
 
-    // lines[j] = where the pixels lie that a pair of lanes reads, or `nothing`
+    // lines[j] = where the pixels lie that a pair of lanes reads, or `nothing`; on their way into a near cache
     template <typename S>
-    void reads(const Place& at, int64_t pair, const S* in, const S* nothing, const S** lines) const {
-        const Lane &rows = scheme.lanes[pair / lanes], &columns = scheme.lanes[pair % lanes];
-        const int64_t first = scheme.in_base * at.x + columns.first;
-        for (int64_t i = 0; i < READS; ++i, lines += READS) {
-            const int64_t y = scheme.in_base * at.y + rows.first + scheme.in_step * i;
+    void reads(int64_t tile, int64_t pair, const S* in, const S* nothing, const S** lines) const {
+        const Place at = place(tile);
+        const Lane &down = scheme.lanes[pair / lanes], &across = scheme.lanes[pair % lanes];
+        const int64_t first = scheme.in_step * F::WRITES * at.x + across.first;
+        for (int64_t i = 0; i < F::READS; ++i, lines += F::READS) {
+            const int64_t y = scheme.in_step * (F::WRITES * at.y + i) + down.first;
             const bool inside = y >= 0 && y < from.height;
             const S* const row = in + from.offset(at.n, y, 0);
-            for (int64_t j = 0; j < READS; ++j) {
+            for (int64_t j = 0; j < F::READS; ++j) {
                 const int64_t x = first + scheme.in_step * j;
                 lines[j] = inside && x >= 0 && x < from.width ? row + x * from.channels : nothing;
             }
@@ -276,11 +108,12 @@ public:
 
     // lines[j] = where its outputs lie
     template <typename S>
-    void writes(const Place& at, int64_t pair, S* out, S** lines) const {
-        const Lane &rows = scheme.lanes[pair / lanes], &columns = scheme.lanes[pair % lanes];
-        for (int64_t j = 0; j < 4; ++j) {
-            const int64_t y = scheme.out_base * at.y + rows.to + scheme.out_step * (j / 2);
-            const int64_t x = scheme.out_base * at.x + columns.to + scheme.out_step * (j % 2);
+    void writes(int64_t tile, int64_t pair, S* out, S** lines) const {
+        const Place at = place(tile);
+        const Lane &down = scheme.lanes[pair / lanes], &across = scheme.lanes[pair % lanes];
+        for (int64_t j = 0; j < F::WRITES * F::WRITES; ++j) {
+            const int64_t y = scheme.out_step * (F::WRITES * at.y + j / F::WRITES) + down.to;
+            const int64_t x = scheme.out_step * (F::WRITES * at.x + j % F::WRITES) + across.to;
             lines[j] = out + to.offset(at.n, y, x);
         }
     }
@@ -288,96 +121,112 @@ public:
 
 // out = in by the weight, from the big map to the small one or back
 template <typename F, typename S>
-void transform(const S* in, const Map& from, const S* weight, const Geometry& g, const float* bias, S* out, const Map& to,
-               const Scheme& scheme, bool to_small) {
-    constexpr int64_t P = F::PRODUCTS, T = F::TAPS;
+void convolve_by(const S* in, const Map& from, const S* weight, const Geometry& g, const float* bias, S* out, const Map& to,
+                 const Scheme& scheme, bool to_small) {
+    constexpr int64_t P = F::PRODUCTS * F::PRODUCTS, T = F::TAPS, R = F::READS * F::READS, W = F::WRITES * F::WRITES;
     const Tile& tile = tile_for(PER_WORD<S> == 2);
     const int64_t lanes = static_cast<int64_t>(scheme.lanes.size());
     const int64_t terms = scheme.terms() * scheme.terms(), phases = scheme.outputs() * scheme.outputs();
     const int64_t words = words_of<S>(from.channels);
     const Panels panels{terms, words, tile.columns, ceil_div(to.channels, tile.columns)};
-    const Scratch packed(phases * P * P * panels.bytes());
-    const auto packed_for = [&](int64_t phase, int64_t panel, int64_t product) {
-        return packed.bytes() + ((phase * panels.count + panel) * P * P + product) * panels.bytes_each();
+    const int64_t term_bytes = words * tile.columns * WORD;
+    const Scratch packed(phases * P * panels.bytes());
+    const auto packed_for = [&](int64_t phase, int64_t panel, int64_t product, int64_t term) {
+        return packed.bytes() + ((phase * panels.count + panel) * P + product) * panels.bytes_each() + term * term_bytes;
     };
     for_each_task(phases * panels.count, [&](int64_t task) {
         const int64_t phase = task / panels.count, panel = task % panels.count;
         const int64_t column = panel * tile.columns, width = std::min(tile.columns, to.channels - column);
-        // the part of the weight that the panel is made of, with the products of all lanes as its taps
-        Geometry part = g;
-        part.height = terms;
-        part.width = P * P;
-        (to_small ? part.a : part.b) = width;
-        const S* const first = weight + (to_small ? column * g.columns() : column);
-        const Scratch memory(part.a * part.columns() * sizeof(S));
-        S* const weighed = reinterpret_cast<S*>(memory.bytes());
-        for (int64_t a = 0; a < part.a; ++a) {
-            for (int64_t term = 0; term < terms; ++term) {
-                const int64_t pair = phase * terms + term;
-                const Lane &y = scheme.lanes[pair / lanes], &x = scheme.lanes[pair % lanes];
-                const S* taps[T * T];
-                S* products[P * P];
-                for (int64_t i = 0; i < T * T; ++i) {
-                    taps[i] = first + a * g.columns() + (y.taps[i / T] * g.width + x.taps[i % T]) * g.b;
-                }
-                for (int64_t i = 0; i < P * P; ++i) products[i] = weighed + a * part.columns() + (term * P * P + i) * part.b;
-                weigh(products[0], F(), taps, nullptr, products, part.b);
+        const auto taps_of = [&](int64_t a, int64_t term, const S** taps) {
+            const int64_t pair = phase * terms + term;
+            const Lane &y = scheme.lanes[pair / lanes], &x = scheme.lanes[pair % lanes];
+            for (int64_t i = 0; i < T * T; ++i) {
+                taps[i] = weight + a * g.columns() + (y.taps[i / T] * g.width + x.taps[i % T]) * g.b;
             }
-        }
-        for (int64_t product = 0; product < P * P; ++product) {
-            std::vector<int64_t> taps;
-            for (int64_t term = 0; term < terms; ++term) taps.push_back(term * P * P + product);
-            if (to_small) {
-                pack_for_small(weighed, part, taps, panels, 0, packed_for(phase, panel, product));
-            } else {
-                pack_for_big(weighed, part, taps, panels, 0, packed_for(phase, panel, product));
+        };
+        if (width < tile.columns) std::memset(packed_for(phase, panel, 0, 0), 0, P * panels.bytes_each());
+        if (to_small) {  // columns are rows of the weight
+            const Geometry part{1, width, 1, 1, g.b, 1, 1, 1, P, 1, 0};
+            const Scratch memory(width * P * g.b * sizeof(S));
+            S* const weighed = reinterpret_cast<S*>(memory.bytes());  // [column][product][channel]
+            for (int64_t term = 0; term < terms; ++term) {
+                for (int64_t c = 0; c < width; ++c) {
+                    const S* taps[T * T];
+                    taps_of(column + c, term, taps);
+                    const Spread<S> products{weighed + c * P * g.b, g.b};
+                    apply(weight, Weigh<F>(), static_cast<const S* const*>(taps), nullptr, products, g.b);
+                }
+                for (int64_t product = 0; product < P; ++product) {
+                    pack_for_small(weighed, part, {product}, panels, 0, packed_for(phase, panel, product, term));
+                }
+            }
+        } else {  // columns are neighbours
+            for (int64_t word = 0; word < words; ++word) {
+                const S* taps[PER_WORD<S> * T * T];
+                for (int64_t i = 0; i < PER_WORD<S>; ++i) taps_of(word * PER_WORD<S> + i, 0, taps + i * T * T);
+                for (const S*& tap : taps) tap += column;
+                const Spread<char> products{packed_for(phase, panel, 0, 0) + word * tile.columns * WORD, panels.bytes_each()};
+                apply_to_words(weight, Weigh<F>(), static_cast<const S* const*>(taps), products, width, WIDTH<float>,
+                               WIDTH<float> * WORD);
             }
         }
     });
 
-    const Tiles<F::READS> tiles(scheme, from, to, g.samples);
-    const int64_t bytes_each = staggered(P * P * terms * from.channels * sizeof(S)), apart = bytes_each / sizeof(S);
+    // As many terms at a time, and as many rows of tiles, as the cache holds.
+    const Tiles<F> tiles(scheme, from, to, g.samples);
+    const int64_t term_bytes_each = P * from.channels * sizeof(S);
+    const int64_t together = std::clamp<int64_t>(CACHED / tile.rows / term_bytes_each, 1, terms);
+    const int64_t bytes_each = staggered(together * term_bytes_each), apart = bytes_each / sizeof(S);
     const int64_t rows = ceil_div(tiles.count, tile.rows), most = std::clamp<int64_t>(CACHED / bytes_each / tile.rows, 1, 4);
-    const int64_t blocks = ceil_div(rows, most);
+    const int64_t blocks = ceil_div(rows, most), sums_each = P * MOST_ROWS * MOST_COLUMNS;
     const Zeros<S> zeros(from.channels);
     for_each_task(blocks * phases, [&](int64_t task) {
         const int64_t phase = task % phases, block = task / phases, first = block * rows / blocks * tile.rows;
         const int64_t count = std::min((block + 1) * rows / blocks * tile.rows, tiles.count) - first;
+        std::vector<S*> written(count * W);
+        for (int64_t i = 0; i < count; ++i) tiles.writes(first + i, phase * terms, out, written.data() + i * W);
         const Scratch memory(count * bytes_each);  // [tile][term][product][channel]
         S* const transformed = reinterpret_cast<S*>(memory.bytes());
-        std::vector<S*> written(count * 4);
-        for (int64_t i = 0; i < count; ++i) {
-            const auto at = tiles.place(first + i);
-            for (int64_t term = 0; term < terms; ++term) {
-                const S* pixels[F::READS * F::READS];
-                S* products[P * P];
-                tiles.reads(at, phase * terms + term, in, zeros.data(), pixels);
-                for (int64_t j = 0; j < P * P; ++j) products[j] = transformed + i * apart + (term * P * P + j) * from.channels;
-                read(products[0], F(), pixels, nullptr, products, from.channels);
+        const Scratch all_sums((together < terms ? panels.count * ceil_div(count, tile.rows) : 1) * sums_each * sizeof(float));
+        for (int64_t begin_term = 0; begin_term < terms; begin_term += together) {
+            const int64_t some = std::min(together, terms - begin_term);
+            const S* pixels[2][R];
+            const auto look = [&](int64_t i) {
+                tiles.reads(first + i / some, phase * terms + begin_term + i % some, in, zeros.data(), pixels[i % 2]);
+                prefetch(pixels[i % 2], R, from.channels * sizeof(S));
+            };
+            look(0);
+            for (int64_t i = 0; i < count * some; ++i) {
+                if (i + 1 < count * some) look(i + 1);
+                const Spread<S> products{transformed + i / some * apart + i % some * P * from.channels, from.channels};
+                apply(in, Read<F>(), static_cast<const S* const*>(pixels[i % 2]), nullptr, products, from.channels);
             }
-            tiles.writes(at, phase * terms, out, written.data() + i * 4);
-        }
-        alignas(64) float products[P * P][MOST_ROWS * MOST_COLUMNS];
-        for (int64_t panel = 0; panel < panels.count; ++panel) {
-            const int64_t column = panel * tile.columns, width = std::min(tile.columns, to.channels - column);
-            for (int64_t begin = 0; begin < count; begin += tile.rows) {
-                for (int64_t product = 0; product < P * P; ++product) {
-                    const char* lines[4 * MOST_ROWS];
-                    for (int64_t term = 0; term < terms; ++term) {
-                        for (int64_t r = 0; r < tile.rows; ++r) {
-                            const int64_t i = std::min(begin + r, count - 1);
-                            lines[term * tile.rows + r] =
-                                reinterpret_cast<const char*>(transformed + i * apart + (term * P * P + product) * from.channels);
-                        }
+            float* sums = all_sums.floats();
+            for (int64_t panel = 0; panel < panels.count; ++panel) {
+                const int64_t column = panel * tile.columns, width = std::min(tile.columns, to.channels - column);
+                for (int64_t begin = 0; begin < count; begin += tile.rows) {
+                    const S* tile_rows[4 * MOST_ROWS];
+                    for (int64_t i = 0; i < some * tile.rows; ++i) {
+                        const int64_t row = std::min(begin + i % tile.rows, count - 1);
+                        tile_rows[i] = transformed + row * apart + i / tile.rows * P * from.channels;
                     }
-                    tile.multiply(lines, terms, words, WORD, packed_for(phase, panel, product), products[product]);
-                }
-                for (int64_t r = 0; r < std::min(tile.rows, count - begin); ++r) {
-                    const float* sums[P * P];
-                    S* places[4];
-                    for (int64_t j = 0; j < P * P; ++j) sums[j] = products[j] + r * tile.columns;
-                    for (int64_t j = 0; j < 4; ++j) places[j] = written[(begin + r) * 4 + j] + column;
-                    write(places[0], F(), sums, bias ? bias + column : nullptr, places, width);
+                    for (int64_t product = 0; product < P; ++product) {
+                        const char* product_rows[4 * MOST_ROWS];
+                        for (int64_t i = 0; i < some * tile.rows; ++i) {
+                            product_rows[i] = reinterpret_cast<const char*>(tile_rows[i] + product * from.channels);
+                        }
+                        alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
+                        float* const to = sums + product * MOST_ROWS * MOST_COLUMNS;
+                        tile.multiply(product_rows, some, words, WORD, packed_for(phase, panel, product, begin_term),
+                                      begin_term ? found : to, 0);
+                        if (begin_term) add(found, to, tile.rows * tile.columns);
+                    }
+                    for (int64_t r = 0; r < std::min(tile.rows, count - begin) && begin_term + some == terms; ++r) {
+                        const Spread<const float> of_row{sums + r * tile.columns, MOST_ROWS * MOST_COLUMNS};
+                        const Places<S> places{written.data() + (begin + r) * W, column};
+                        apply(in, Write<F>(), of_row, bias ? bias + column : nullptr, places, width);
+                    }
+                    if (together < terms) sums += sums_each;
                 }
             }
         }
@@ -386,33 +235,33 @@ void transform(const S* in, const Map& from, const S* weight, const Geometry& g,
 
 constexpr int64_t SPANNED = 1 << 23;  // bytes of small, turned back, that stay in the last-level cache
 constexpr int64_t BLOCK = 128;        // words of tiles that are summed over before the next ones
-constexpr int64_t TOGETHER = 4;       // slices
+constexpr int64_t TOGETHER = 1;       // slices
+constexpr int64_t LINE = 64;          // bytes
 
 // weight = small, turned back to products, times big, read, summed over tiles and weighed back
 template <typename F, typename S>
-void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const Scheme& scheme) {
-    constexpr int64_t P = F::PRODUCTS, T = F::TAPS, N = PER_WORD<S>;
+void weight_by(const S* small, const S* big, const Geometry& g, S* weight, const Scheme& scheme) {
+    constexpr int64_t P = F::PRODUCTS * F::PRODUCTS, T = F::TAPS, R = F::READS * F::READS, W = F::WRITES * F::WRITES;
+    constexpr int64_t N = PER_WORD<S>;
     const Tile& tile = tile_for(N == 2);
-    const Tiles<F::READS> tiles(scheme, {g.H, g.W, g.b}, {g.h, g.w, g.a}, g.samples);
+    const Tiles<F> tiles(scheme, {g.H, g.W, g.b}, {g.h, g.w, g.a}, g.samples);
     const int64_t words = ceil_div(tiles.count, N), heights = ceil_div(g.a, tile.rows);
     const Zeros<S> zeros(std::max(g.a, g.b));
 
-    // small as [product][word][channel], of a span of words at a time, so that it stays in the last cache
-    const int64_t row_bytes = staggered(heights * tile.rows * WORD);
-    const int64_t span = std::min(words, ceil_div(SPANNED / (P * P * row_bytes), BLOCK) * BLOCK + BLOCK);
-    const Scratch packed(P * P * span * row_bytes);
-    const auto packed_for = [&](int64_t product, int64_t word) {
-        return packed.bytes() + (product * span + word % span) * row_bytes;
-    };
+    // small as [product][lines of channels][word], a line of the cache each, with whole rows of tiles; of a span of words at a
+    // time, so that it stays in the last cache
+    const int64_t rows_each = LINE / WORD / tile.rows, lines = ceil_div(heights, rows_each);
+    const int64_t span = std::min(words, ceil_div(SPANNED / (P * lines * LINE), BLOCK) * BLOCK + BLOCK);
+    const int64_t line_bytes = staggered(span * LINE), product_bytes = staggered(lines * line_bytes);
+    const Scratch packed(P * product_bytes);
     const auto turn = [&](int64_t word) {
-        const S* pixels[N * 4];
-        char* products[P * P];
-        std::fill_n(pixels, N * 4, zeros.data());
+        const S* pixels[N * W];
+        std::fill_n(pixels, N * W, zeros.data());
         for (int64_t i = 0; i < N; ++i) {
-            if (word * N + i < tiles.count) tiles.writes(tiles.place(word * N + i), 0, small, pixels + i * 4);
+            if (word * N + i < tiles.count) tiles.writes(word * N + i, 0, small, pixels + i * W);
         }
-        for (int64_t j = 0; j < P * P; ++j) products[j] = packed_for(j, word);
-        write_back_words(pixels[0], F(), pixels, products, g.a);
+        const Spread<char> products{packed.bytes() + word % span * LINE, product_bytes};
+        apply_to_words(pixels[0], WriteBack<F>(), pixels, products, g.a, rows_each * tile.rows, line_bytes);
     };
 
     // A slice is a pair of lanes and a panel of big's channels. A few go through the tiles together, so that a part of small is
@@ -420,32 +269,40 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
     const int64_t cuts = ceil_div(g.b, tile.columns), slices = tiles.lanes * tiles.lanes * cuts;
     const int64_t threads = torch::stable::get_num_threads(),
                   groups = std::min(slices, std::max(threads, ceil_div(slices, TOGETHER)));
-    const int64_t sums_each = heights * tile.rows * tile.columns, slice_sums = P * P * sums_each;
-    const int64_t panel_bytes = staggered(BLOCK * tile.columns * WORD), slice_panels = P * P * panel_bytes;
+    const int64_t sums_each = heights * tile.rows * tile.columns, slice_sums = P * sums_each;
+    const int64_t panel_bytes = staggered(BLOCK * tile.columns * WORD), slice_panels = P * panel_bytes;
     const auto pack = [&](int64_t slice, int64_t first, int64_t length, char* panels) {
-        constexpr int64_t R = F::READS * F::READS;
         const int64_t column = slice % cuts * tile.columns, width = std::min(tile.columns, g.b - column);
-        for (int64_t k = 0; k < length; ++k) {
-            const S* pixels[N * R];
-            char* products[P * P];
-            std::fill_n(pixels, N * R, zeros.data());
+        const S* pixels[2][N * R];
+        const auto look = [&](int64_t k) {
+            const S** const found = pixels[k % 2];
+            std::fill_n(found, N * R, zeros.data());
             for (int64_t i = 0; i < N; ++i) {
                 const int64_t number = (first + k) * N + i;
-                if (number < tiles.count)
-                    tiles.reads(tiles.place(number), slice / cuts, big + column, zeros.data(), pixels + i * R);
+                if (number < tiles.count) tiles.reads(number, slice / cuts, big + column, zeros.data(), found + i * R);
             }
-            for (int64_t j = 0; j < P * P; ++j) products[j] = panels + j * panel_bytes + k * tile.columns * WORD;
-            read_words(pixels[0], F(), pixels, products, width);
+            prefetch(found, N * R, width * sizeof(S));
+        };
+        look(0);
+        for (int64_t k = 0; k < length; ++k) {
+            if (k + 1 < length) look(k + 1);
+            const Spread<char> products{panels + k * tile.columns * WORD, panel_bytes};
+            apply_to_words(pixels[k % 2][0], Read<F>(), static_cast<const S* const*>(pixels[k % 2]), products, width,
+                           WIDTH<float>, WIDTH<float> * WORD);
         }
     };
     const auto multiply = [&](int64_t first, int64_t length, const char* panels, int64_t count, float* sums) {
-        for (int64_t product = 0; product < P * P; ++product) {
+        for (int64_t product = 0; product < P; ++product) {
             for (int64_t height = 0; height < heights; ++height) {
-                const char* lines[MOST_ROWS];
-                for (int64_t r = 0; r < tile.rows; ++r) lines[r] = packed_for(product, first) + (height * tile.rows + r) * WORD;
+                const char* rows[MOST_ROWS];
+                for (int64_t r = 0; r < tile.rows; ++r) {
+                    rows[r] = packed.bytes() + product * product_bytes + height / rows_each * line_bytes + first % span * LINE +
+                              (height % rows_each * tile.rows + r) * WORD;
+                }
                 for (int64_t slice = 0; slice < count; ++slice) {
                     alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
-                    tile.multiply(lines, 1, length, row_bytes, panels + slice * slice_panels + product * panel_bytes, found);
+                    tile.multiply(rows, 1, length, LINE, panels + slice * slice_panels + product * panel_bytes, found,
+                                  line_bytes);
                     float* const to = sums + slice * slice_sums + product * sums_each + height * tile.rows * tile.columns;
                     add(found, to, tile.rows * tile.columns);
                 }
@@ -456,13 +313,12 @@ void to_weight(const S* small, const S* big, const Geometry& g, S* weight, const
         const int64_t pair = slice / cuts, column = slice % cuts * tile.columns, width = std::min(tile.columns, g.b - column);
         const Lane &y = scheme.lanes[pair / tiles.lanes], &x = scheme.lanes[pair % tiles.lanes];
         for (int64_t a = 0; a < g.a; ++a) {
-            const float* products[P * P];
             S* taps[T * T];
-            for (int64_t j = 0; j < P * P; ++j) products[j] = sums + j * sums_each + a * tile.columns;
             for (int64_t j = 0; j < T * T; ++j) {
                 taps[j] = weight + a * g.columns() + (y.taps[j / T] * g.width + x.taps[j % T]) * g.b + column;
             }
-            weigh_back(taps[0], F(), products, nullptr, taps, width);
+            const Spread<const float> products{sums + a * tile.columns, sums_each};
+            apply(small, WeighBack<F>(), products, nullptr, static_cast<S* const*>(taps), width);
         }
     };
     const Scratch lasting(span < words ? slices * slice_sums * sizeof(float) : 0);
@@ -501,27 +357,42 @@ void expect_tiles(const Geometry& g) {
                     "expected a kernel of 4 x 4, stride 2 or of 3 x 3, stride 1, with padding 1, and an even number of pixels");
 }
 
-// run(TwoTaps or ThreeTaps, its scheme)
-template <typename F>
-void by_kernel(const Geometry& g, const Scheme& four, const Scheme& three, const F& run) {
+// From how many tiles of 4 x 4 on they are faster than four times as many of 2 x 2. They save products of tiles, but a weight has
+// more products to be turned into, which takes as long for few tiles as for many. A gradient is turned back from sums alone. By
+// measurement, with 2 x 2 and 3 x 3 taps and 64 to 512 channels, where the true bounds lie apart.
+constexpr int64_t WORTHWHILE = 100, WORTHWHILE_GRADIENT = 48;  // of a gradient as many words
+
+bool has_large_tiles(const Geometry& g, int64_t least) {
+    return g.h % 4 == 0 && g.w % 4 == 0 && g.samples * (g.h / 4) * (g.w / 4) >= least;
+}
+
+// run(the algorithm, its scheme)
+template <typename R>
+void by_kernel(const Geometry& g, bool large, const Scheme& four, const Scheme& three, const R& run) {
     expect_tiles(g);
-    g.height == 4 ? run(TwoTaps(), four) : run(ThreeTaps(), three);
+    if (g.height == 4) {
+        large ? run(FourOf<2>(), four) : run(TwoOfTwo(), four);
+    } else {
+        large ? run(FourOf<3>(), three) : run(TwoOfThree(), three);
+    }
 }
 
 Tensor convolve(const Tensor& big, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding) {
-    return make_small(
-        big, weight, bias, stride, padding, [](auto* in, auto* factor, const float* shift, const Geometry& g, auto* out) {
-            by_kernel(g, SMALL_BY_FOUR, SMALL_BY_THREE, [&](auto taps, const Scheme& scheme) {
-                transform<decltype(taps)>(in, {g.H, g.W, g.b}, factor, g, shift, out, {g.h, g.w, g.a}, scheme, true);
-            });
+    const auto run = [](auto* in, auto* factor, const float* shift, const Geometry& g, auto* out) {
+        const bool large = std::is_same_v<decltype(out), float*> && has_large_tiles(g, WORTHWHILE);
+        by_kernel(g, large, SMALL_BY_FOUR, SMALL_BY_THREE, [&](auto algorithm, const Scheme& scheme) {
+            convolve_by<decltype(algorithm)>(in, {g.H, g.W, g.b}, factor, g, shift, out, {g.h, g.w, g.a}, scheme, true);
         });
+    };
+    return make_small(big, weight, bias, stride, padding, run);
 }
 
 Tensor transposed_convolve(const Tensor& small, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding,
                            int64_t height, int64_t width) {
     const auto run = [](auto* in, auto* factor, const float* shift, const Geometry& g, auto* out) {
-        by_kernel(g, BIG_BY_FOUR, BIG_BY_THREE, [&](auto taps, const Scheme& scheme) {
-            transform<decltype(taps)>(in, {g.h, g.w, g.a}, factor, g, shift, out, {g.H, g.W, g.b}, scheme, false);
+        const bool large = std::is_same_v<decltype(out), float*> && has_large_tiles(g, WORTHWHILE);
+        by_kernel(g, large, BIG_BY_FOUR, BIG_BY_THREE, [&](auto algorithm, const Scheme& scheme) {
+            convolve_by<decltype(algorithm)>(in, {g.h, g.w, g.a}, factor, g, shift, out, {g.H, g.W, g.b}, scheme, false);
         });
     };
     return make_big(small, weight, bias, stride, padding, height, width, run);
@@ -529,10 +400,14 @@ Tensor transposed_convolve(const Tensor& small, const Tensor& weight, const Para
 
 Tensor convolution_weight_gradient(const Tensor& small, const Tensor& big, int64_t height, int64_t width, int64_t stride,
                                    int64_t padding) {
-    return make_weight(small, big, height, width, stride, padding, [](auto* one, auto* other, const Geometry& g, auto* out) {
-        by_kernel(g, SMALL_BY_FOUR, SMALL_BY_THREE,
-                  [&](auto taps, const Scheme& scheme) { to_weight<decltype(taps)>(one, other, g, out, scheme); });
-    });
+    const auto run = [](auto* one, auto* other, const Geometry& g, auto* out) {
+        constexpr bool rounded = !std::is_same_v<decltype(out), float*>;
+        const int64_t least = WORTHWHILE_GRADIENT * PER_WORD<std::decay_t<decltype(*out)>>;
+        const bool large = has_large_tiles(g, least) && !(rounded && g.height == 3);
+        by_kernel(g, large, SMALL_BY_FOUR, SMALL_BY_THREE,
+                  [&](auto algorithm, const Scheme& scheme) { weight_by<decltype(algorithm)>(one, other, g, out, scheme); });
+    };
+    return make_weight(small, big, height, width, stride, padding, run);
 }
 
 }  // namespace

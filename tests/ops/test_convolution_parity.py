@@ -57,8 +57,11 @@ def exact(arguments: tuple[object, ...]) -> list[object]:
 def test_parity(case: Case, dtype: torch.dtype) -> None:
     for name, arguments, reference, length in products(case, dtype):
         for kernel in kernels(case, name):
-            found = kernel(*arguments)
-            assert_parity(found, reference(*arguments), reference(*exact(arguments)), reduce_length=length, name=str(kernel))
+            found, truth = kernel(*arguments), reference(*exact(arguments))
+            # tiles of 4 x 4 are sums of products that cancel, which multiply rounding by so much (csrc/cpu/winograd.h)
+            tiles = dtype == torch.float32 and "winograd" in str(kernel) and case.h % 4 == 0
+            scale = truth.abs().max().item() * {3: 4.8, 4: 2.8}[case.kernel] if tiles else None
+            assert_parity(found, reference(*arguments), truth, reduce_length=length, scale=scale, name=str(kernel))
 
 
 @pytest.mark.parametrize("kernel", [(5, 2), (2, 5), (1, 3), (4, 3)])
