@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import datetime
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ganfast import tuning
 from ganfast.errors import InvalidValue, NotWritable
 
 FIELDS = (
@@ -178,20 +178,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else tuning.processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": commit,
         "date": datetime.date.today().isoformat(),
     }
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def check(out: Path | None, fields: Sequence[str] = FIELDS) -> None:

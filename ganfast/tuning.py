@@ -89,14 +89,19 @@ def _file() -> Path | None:
 
 
 @functools.cache
-def _machine(threads: int) -> str:
-    processor = platform.processor() or platform.machine()
+def processor() -> str:
+    """Its name, and the numbers of its family, model and stepping: a virtual machine may give one name to several."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()  # of the first of its cores
         said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-        # a virtual machine's name may be that of a family of processors
-        processor = " ".join(said[key] for key in ("model name", "cpu family", "model", "stepping") if key in said) or processor
-    return f"{processor}, {threads} threads, torch {torch.__version__}, kernels {_build()}"
+        if found := [said[key] for key in ("model name", "cpu family", "model", "stepping") if key in said]:
+            return " ".join(found)
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def _machine(threads: int) -> str:
+    return f"{processor()}, {threads} threads, torch {torch.__version__}, kernels {_build()}"
 
 
 def _build() -> str:

@@ -15,6 +15,7 @@ from collections import Counter
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from ganfast import tuning
 from ganfast.benches import harness
 from ganfast.benches.training.work import RECIPES, Work
 
@@ -34,7 +35,7 @@ KINDS = {
 
 
 def main() -> None:
-    print(f"{harness.cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{tuning.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     ceiling = harness.matmul_ceiling(CPU, torch.bfloat16)
     print(f"A product of 2,048 x 2,048 x 2,048 in bfloat16: {ceiling / 1e9:.0f} GFLOP/s")
     for name in RECIPES:

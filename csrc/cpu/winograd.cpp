@@ -175,7 +175,8 @@ void convolve_by(const S* in, const Map& from, const S* weight, const Geometry& 
     // As many terms at a time, and as many rows of tiles, as the cache holds.
     const Tiles<F> tiles(scheme, from, to, g.samples);
     const int64_t term_bytes_each = P * from.channels * sizeof(S);
-    const int64_t together = std::clamp<int64_t>(CACHED / tile.rows / term_bytes_each, 1, terms);
+    const int64_t fitting = std::clamp<int64_t>(CACHED / tile.rows / term_bytes_each, 1, terms);
+    const int64_t together = ceil_div(terms, ceil_div(terms, fitting));  // in equal parts
     const int64_t bytes_each = staggered(together * term_bytes_each), apart = bytes_each / sizeof(S);
     const int64_t rows = ceil_div(tiles.count, tile.rows), most = std::clamp<int64_t>(CACHED / bytes_each / tile.rows, 1, 4);
     const int64_t blocks = ceil_div(rows, most), sums_each = P * MOST_ROWS * MOST_COLUMNS;
