@@ -229,20 +229,6 @@ void to_small(const S* big, const S* weight, const float* bias, const Geometry& 
     run({reinterpret_cast<const char*>(big), whole.H, whole.W, whole.b * static_cast<int64_t>(sizeof(S))}, whole);
 }
 
-template <int64_t COUNT>
-GANFAST_SIMD void add_runs_of(const float* from, int64_t from_apart, float* to, int64_t to_apart, int64_t runs) {
-    for (int64_t run = 0; run < runs; ++run, from += from_apart, to += to_apart) {
-        for (int64_t c = 0; c < COUNT; ++c) to[c] += from[c];
-    }
-}
-
-// to[c] += from[c] for c < count, of so many runs
-void add_runs(const float* from, int64_t from_apart, float* to, int64_t to_apart, int64_t count, int64_t runs) {
-    if (count == 2) return add_runs_of<2>(from, from_apart, to, to_apart, runs);  // one channel with stride 2
-    if (count == 6) return add_runs_of<6>(from, from_apart, to, to_apart, runs);  // three
-    for (int64_t run = 0; run < runs; ++run, from += from_apart, to += to_apart) add(from, to, count);
-}
-
 // big of few channels: the products of every pixel of small with all of the weight, which are added where they belong.
 template <typename S>
 void fold_to_big(const S* small, const S* weight, const float* bias, const Geometry& g, S* big) {
@@ -278,25 +264,13 @@ void fold_to_big(const S* small, const S* weight, const float* bias, const Geome
             for (int64_t ky = 0; ky < g.height; ++ky) {
                 const int64_t y = g.stride * i - g.padding + ky;
                 if (y < 0 || y >= g.H) continue;
-                // As many taps of a row of the kernel as the stride go to pixels of their own, so that no sum waits for another.
-                for (int64_t tap = 0; tap < g.width; tap += g.stride) {
-                    const int64_t taps = std::min(g.stride, g.width - tap), left = tap - g.padding;
-                    const auto add_taps = [&](int64_t j, int64_t end, int64_t first, int64_t count) {
-                        const float* from = products + (i * g.w + j) * stride + (ky * g.width + tap + first) * g.b;
-                        float* to = sums.data() + y * line + (g.stride * j + left + first) * g.b;
-                        add_runs(from, stride, to, g.stride * g.b, count * g.b, end - j);
-                    };
-                    // those of the pixels from `begin` up to `end` all lie within the map
-                    const int64_t begin = std::min(g.w, ceil_div(std::max<int64_t>(0, -left), g.stride));
-                    const int64_t fit = g.W - left - taps, end = std::clamp(fit < 0 ? 0 : fit / g.stride + 1, begin, g.w);
-                    add_taps(begin, end, 0, taps);
-                    const auto add_those_within = [&](int64_t j) {
-                        const int64_t at = g.stride * j + left, first = std::max<int64_t>(0, -at);
-                        const int64_t count = std::min(taps, g.W - at) - first;
-                        if (count > 0) add_taps(j, j + 1, first, count);
-                    };
-                    for (int64_t j = 0; j < begin; ++j) add_those_within(j);
-                    for (int64_t j = end; j < g.w; ++j) add_those_within(j);
+                for (int64_t j = 0; j < g.w; ++j) {
+                    // the columns of a row of the kernel are neighbours, and so are the pixels that they go to
+                    const int64_t left = g.stride * j - g.padding;
+                    const int64_t begin = std::max<int64_t>(0, -left), end = std::min(g.width, g.W - left);
+                    const float* from = products + (i * g.w + j) * stride + ky * g.width * g.b;
+                    float* to = sums.data() + y * line + left * g.b;
+                    for (int64_t c = begin * g.b; c < end * g.b; ++c) to[c] += from[c];
                 }
             }
         }

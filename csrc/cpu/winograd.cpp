@@ -236,7 +236,6 @@ void convolve_by(const S* in, const Map& from, const S* weight, const Geometry& 
 
 constexpr int64_t SPANNED = 1 << 23;  // bytes of small, turned back, that stay in the last-level cache
 constexpr int64_t BLOCK = 128;        // words of tiles that are summed over before the next ones
-constexpr int64_t TOGETHER = 1;       // slices
 constexpr int64_t LINE = 64;          // bytes
 
 // weight = small, turned back to products, times big, read, summed over tiles and weighed back
@@ -265,13 +264,10 @@ void weight_by(const S* small, const S* big, const Geometry& g, S* weight, const
         apply_to_words(pixels[0], WriteBack<F>(), pixels, products, g.a, rows_each * tile.rows, line_bytes);
     };
 
-    // A slice is a pair of lanes and a panel of big's channels. A few go through the tiles together, so that a part of small is
-    // read once for all of them.
+    // A slice is a pair of lanes and a panel of big's channels.
     const int64_t cuts = ceil_div(g.b, tile.columns), slices = tiles.lanes * tiles.lanes * cuts;
-    const int64_t threads = torch::stable::get_num_threads(),
-                  groups = std::min(slices, std::max(threads, ceil_div(slices, TOGETHER)));
     const int64_t sums_each = heights * tile.rows * tile.columns, slice_sums = P * sums_each;
-    const int64_t panel_bytes = staggered(BLOCK * tile.columns * WORD), slice_panels = P * panel_bytes;
+    const int64_t panel_bytes = staggered(BLOCK * tile.columns * WORD);
     const auto pack = [&](int64_t slice, int64_t first, int64_t length, char* panels) {
         const int64_t column = slice % cuts * tile.columns, width = std::min(tile.columns, g.b - column);
         const S* pixels[2][N * R];
@@ -292,21 +288,17 @@ void weight_by(const S* small, const S* big, const Geometry& g, S* weight, const
                            WIDTH<float>, WIDTH<float> * WORD);
         }
     };
-    const auto multiply = [&](int64_t first, int64_t length, const char* panels, int64_t count, float* sums) {
+    const auto multiply = [&](int64_t first, int64_t length, const char* panels, float* sums) {
         for (int64_t product = 0; product < P; ++product) {
-            for (int64_t height = 0; height < heights; ++height) {
+            for (int64_t height = 0; height < heights; ++height, sums += tile.rows * tile.columns) {
                 const char* rows[MOST_ROWS];
                 for (int64_t r = 0; r < tile.rows; ++r) {
                     rows[r] = packed.bytes() + product * product_bytes + height / rows_each * line_bytes + first % span * LINE +
                               (height % rows_each * tile.rows + r) * WORD;
                 }
-                for (int64_t slice = 0; slice < count; ++slice) {
-                    alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
-                    tile.multiply(rows, 1, length, LINE, panels + slice * slice_panels + product * panel_bytes, found,
-                                  line_bytes);
-                    float* const to = sums + slice * slice_sums + product * sums_each + height * tile.rows * tile.columns;
-                    add(found, to, tile.rows * tile.columns);
-                }
+                alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
+                tile.multiply(rows, 1, length, LINE, panels + product * panel_bytes, found, line_bytes);
+                add(found, sums, tile.rows * tile.columns);
             }
         }
     };
@@ -329,21 +321,17 @@ void weight_by(const S* small, const S* big, const Geometry& g, S* weight, const
             const int64_t first = start + block * BLOCK;
             for (int64_t word = first; word < std::min(stop, first + BLOCK); ++word) turn(word);
         });
-        for_each_task(groups, [&](int64_t group) {
-            const int64_t begin = group * slices / groups, end = (group + 1) * slices / groups;
-            const Scratch own(span < words ? 0 : (end - begin) * slice_sums * sizeof(float)),
-                panels((end - begin) * slice_panels);
-            float* const sums = span < words ? lasting.floats() + begin * slice_sums : own.floats();
-            if (start == 0) std::fill_n(sums, (end - begin) * slice_sums, 0.0f);
-            std::memset(panels.bytes(), 0, (end - begin) * slice_panels);
+        for_each_task(slices, [&](int64_t slice) {
+            const Scratch own(span < words ? 0 : slice_sums * sizeof(float)), panels(P * panel_bytes);
+            float* const sums = span < words ? lasting.floats() + slice * slice_sums : own.floats();
+            if (start == 0) std::fill_n(sums, slice_sums, 0.0f);
+            std::memset(panels.bytes(), 0, P * panel_bytes);
             for (int64_t first = start; first < stop; first += BLOCK) {
                 const int64_t length = std::min(BLOCK, stop - first);
-                for (int64_t slice = begin; slice < end; ++slice) {
-                    pack(slice, first, length, panels.bytes() + (slice - begin) * slice_panels);
-                }
-                multiply(first, length, panels.bytes(), end - begin, sums);
+                pack(slice, first, length, panels.bytes());
+                multiply(first, length, panels.bytes(), sums);
             }
-            for (int64_t slice = begin; slice < end && stop == words; ++slice) finish(slice, sums + (slice - begin) * slice_sums);
+            if (stop == words) finish(slice, sums);
         });
     }
 }
