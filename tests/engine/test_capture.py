@@ -20,10 +20,12 @@ from ganfast.engine.capture import WARM, Recordings
 from ganfast.engine.randomness import seeded
 from ganfast.engine.trainer import Trainer
 
+# Three channels where a penalty is: one channel lies in two layouts at once, and a sum of gradients has the one or the other by
+# whether autograd may add in place, which it may not to what a tape holds; PyTorch's convolutions round by the layout.
 SIZES: dict[str, dict[str, Any]] = {
     "gan": {"image_size": 8, "channels": 1, "width": 8},
     "dcgan": {"image_size": 8, "channels": 1, "width": 4},
-    "wgan-gp": {"image_size": 8, "channels": 1, "width": 4, "critic_steps": 2, "penalty_every": 3},
+    "wgan-gp": {"image_size": 8, "channels": 3, "width": 4, "critic_steps": 2, "penalty_every": 3},
     "sngan": {"image_size": 8, "channels": 1, "width": 4, "critic_steps": 2},
     "cgan": {"image_size": 8, "channels": 1, "width": 8, "classes": 4},
     "infogan": {"image_size": 8, "channels": 1, "width": 4},
@@ -33,7 +35,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def data(name: str) -> Dataset:
     rng, size = np.random.default_rng(0), SIZES[name]["image_size"]
-    images = rng.integers(0, 256, (23, size, size, 1), dtype=np.uint8)
+    channels = SIZES[name]["channels"]
+    images = rng.integers(0, 256, (23, size, size, channels), dtype=np.uint8)
     if name == "cyclegan":
         return Dataset("pair", {"a": {"a": images[:9]}, "b": {"b": images[9:]}})
     return Dataset("noise", {"real": {"real": images, "labels": np.arange(23) % 4}})
