@@ -25,6 +25,7 @@ struct Tile {
 };
 
 constexpr int64_t WORD = 4;
+constexpr int64_t AHEAD = 1 << 14;  // bytes of a panel on their way into a near cache, by measurement
 constexpr int64_t MOST_ROWS = 14, MOST_COLUMNS = 32;  // of any tile
 
 namespace tile {
@@ -90,6 +91,7 @@ inline __attribute__((always_inline)) void multiply(const char* const* rows, int
         for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
         for (int64_t k = 0, at = 0; k < words; ++k, at += stride, panel += VECTORS * Kind::COLUMNS * WORD) {
             __builtin_prefetch(row[0] + at + next);
+            for (int64_t line = 0; line < VECTORS * Kind::COLUMNS * WORD; line += 64) __builtin_prefetch(panel + AHEAD + line);
             typename Kind::Words columns[VECTORS];
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v) Kind::load(panel + v * Kind::COLUMNS * WORD, columns[v]);
@@ -131,6 +133,7 @@ __attribute__((target("avx512f,avx512bf16"))) void multiply_pairs(const char* co
         for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
         for (int64_t k = 0, at = 0; k < words; ++k, at += stride, panel += VECTORS * 16 * WORD) {
             __builtin_prefetch(row[0] + at + next);
+            for (int64_t line = 0; line < VECTORS * 16 * WORD; line += 64) __builtin_prefetch(panel + AHEAD + line);
             __m512bh columns[VECTORS];
             for (int v = 0; v < VECTORS; ++v) columns[v] = (__m512bh)_mm512_loadu_ps(panel + v * 16 * WORD);
 #pragma GCC unroll 16

@@ -136,39 +136,18 @@ void convolve_by(const S* in, const Map& from, const S* weight, const Geometry& 
     };
     for_each_task(phases * panels.count, [&](int64_t task) {
         const int64_t phase = task / panels.count, panel = task % panels.count;
-        const int64_t column = panel * tile.columns, width = std::min(tile.columns, to.channels - column);
-        const auto taps_of = [&](int64_t a, int64_t term, const S** taps) {
+        const Panels unweighed{T * T, words, tile.columns, panels.count};
+        const Scratch memory(unweighed.bytes_each());
+        const int64_t length = term_bytes / static_cast<int64_t>(sizeof(S)), apart = terms * length;
+        for (int64_t term = 0; term < terms; ++term) {
             const int64_t pair = phase * terms + term;
             const Lane &y = scheme.lanes[pair / lanes], &x = scheme.lanes[pair % lanes];
-            for (int64_t i = 0; i < T * T; ++i) {
-                taps[i] = weight + a * g.columns() + (y.taps[i / T] * g.width + x.taps[i % T]) * g.b;
-            }
-        };
-        if (width < tile.columns) std::memset(packed_for(phase, panel, 0, 0), 0, P * panels.bytes_each());
-        if (to_small) {  // columns are rows of the weight
-            const Geometry part{1, width, 1, 1, g.b, 1, 1, 1, P, 1, 0};
-            const Scratch memory(width * P * g.b * sizeof(S));
-            S* const weighed = reinterpret_cast<S*>(memory.bytes());  // [column][product][channel]
-            for (int64_t term = 0; term < terms; ++term) {
-                for (int64_t c = 0; c < width; ++c) {
-                    const S* taps[T * T];
-                    taps_of(column + c, term, taps);
-                    const Spread<S> products{weighed + c * P * g.b, g.b};
-                    apply(weight, Weigh<F>(), static_cast<const S* const*>(taps), nullptr, products, g.b);
-                }
-                for (int64_t product = 0; product < P; ++product) {
-                    pack_for_small(weighed, part, {product}, panels, 0, packed_for(phase, panel, product, term));
-                }
-            }
-        } else {  // columns are neighbours
-            for (int64_t word = 0; word < words; ++word) {
-                const S* taps[PER_WORD<S> * T * T];
-                for (int64_t i = 0; i < PER_WORD<S>; ++i) taps_of(word * PER_WORD<S> + i, 0, taps + i * T * T);
-                for (const S*& tap : taps) tap += column;
-                const Spread<char> products{packed_for(phase, panel, 0, 0) + word * tile.columns * WORD, panels.bytes_each()};
-                apply_to_words(weight, Weigh<F>(), static_cast<const S* const*>(taps), products, width, WIDTH<float>,
-                               WIDTH<float> * WORD);
-            }
+            std::vector<int64_t> numbers;
+            for (int64_t i = 0; i < T * T; ++i) numbers.push_back(y.taps[i / T] * g.width + x.taps[i % T]);
+            (to_small ? pack_for_small<S> : pack_for_big<S>)(weight, g, numbers, unweighed, panel, memory.bytes());
+            const Spread<const S> taps{reinterpret_cast<const S*>(memory.bytes()), length};
+            const Spread<S> products{reinterpret_cast<S*>(packed_for(phase, panel, 0, term)), apart};
+            apply(weight, Weigh<F>(), taps, nullptr, products, length);  // element by element, however they lie
         }
     });
 
