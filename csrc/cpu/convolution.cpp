@@ -158,7 +158,7 @@ void multiply(const Map& in, int64_t samples, int64_t channels, const Axis& rows
             const int64_t column = panel * tile.columns, width = std::min(tile.columns, out_channels - column);
             const char* const of_panel = part.packed + panel * part.panels.bytes_each();
             for (int64_t i = 0; i < tiles; ++i) {
-                tile.multiply(lines.data() + i * taps * tile.rows, taps, words, WORD, of_panel, sums, 0);
+                tile.multiply(lines.data() + i * taps * tile.rows, 0, taps, words, WORD, of_panel, sums, 0);
                 const int64_t valid = std::min(tile.rows, end - first - i * tile.rows);
                 S* out_rows[MOST_ROWS];
                 for (int64_t r = 0; r < valid; ++r) out_rows[r] = written[i * tile.rows + r] + column;
@@ -254,7 +254,7 @@ void fold_to_big(const S* small, const S* weight, const float* bias, const Geome
             const char* const next = lines[0] + tile.rows * words * WORD;  // on its way into a near cache meanwhile
             for (int64_t at = 0; at < tile.rows * words * WORD; at += 64) __builtin_prefetch(next + at);
             for (int64_t panel = 0; panel < panels.count; ++panel) {
-                tile.multiply(lines, 1, words, WORD, packed.bytes() + panel * panels.bytes_each(), of_tile, 0);
+                tile.multiply(lines, 0, 1, words, WORD, packed.bytes() + panel * panels.bytes_each(), of_tile, 0);
                 for (int64_t r = 0; r < tile.rows; ++r) {
                     std::copy_n(of_tile + r * tile.columns, tile.columns, products + (first + r) * stride + panel * tile.columns);
                 }
@@ -381,7 +381,7 @@ void to_weight(const S* small, const Map& map, const Geometry& g, S* weight) {
                     const char* lines[MOST_ROWS];
                     for (int64_t r = 0; r < tile.rows; ++r) lines[r] = of_small + (height * length * tile.rows + r) * WORD;
                     alignas(64) float product[MOST_ROWS * MOST_COLUMNS];
-                    tile.multiply(lines, 1, length, tile.rows * WORD, of_block.data(), product, length * tile.rows * WORD);
+                    tile.multiply(lines, 0, 1, length, tile.rows * WORD, of_block.data(), product, length * tile.rows * WORD);
                     add(product, sums + panel * sums_each + height * tile.rows * tile.columns, tile.rows * tile.columns);
                 }
             }

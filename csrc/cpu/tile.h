@@ -19,13 +19,14 @@ namespace ganfast {
 struct Tile {
     int64_t rows, columns;
     // sums[r][c] = sum over taps t and words k < words of rows[t][r][k] panel[t][k][c]; the words of a row lie `stride` bytes
-    // apart. What lies `next` bytes after those of rows[t][0] is fetched into a near cache.
-    void (*multiply)(const char* const* rows, int64_t taps, int64_t words, int64_t stride, const char* panel, float* sums,
-                     int64_t next);
+    // apart, the first one `offset` after rows[t][r]. What lies `next` bytes after those of rows[t][0] is fetched into a near
+    // cache.
+    void (*multiply)(const char* const* rows, int64_t offset, int64_t taps, int64_t words, int64_t stride, const char* panel,
+                     float* sums, int64_t next);
 };
 
 constexpr int64_t WORD = 4;
-constexpr int64_t AHEAD = 1 << 14;  // bytes of a panel on their way into a near cache, by measurement
+constexpr int64_t AHEAD = 1 << 14;                    // bytes of a panel on their way into a near cache, by measurement
 constexpr int64_t MOST_ROWS = 14, MOST_COLUMNS = 32;  // of any tile
 
 namespace tile {
@@ -83,12 +84,12 @@ struct Pair {
 };
 
 template <typename Kind, int ROWS, int VECTORS>
-inline __attribute__((always_inline)) void multiply(const char* const* rows, int64_t taps, int64_t words, int64_t stride,
-                                                    const char* panel, float* sums, int64_t next) {
+inline __attribute__((always_inline)) void multiply(const char* const* rows, int64_t offset, int64_t taps, int64_t words,
+                                                    int64_t stride, const char* panel, float* sums, int64_t next) {
     typename Kind::Floats sum[ROWS][VECTORS] = {};
     for (int64_t t = 0; t < taps; ++t, rows += ROWS) {
         const char* row[ROWS];
-        for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
+        for (int r = 0; r < ROWS; ++r) row[r] = rows[r] + offset;
         for (int64_t k = 0, at = 0; k < words; ++k, at += stride, panel += VECTORS * Kind::COLUMNS * WORD) {
             __builtin_prefetch(row[0] + at + next);
             for (int64_t line = 0; line < VECTORS * Kind::COLUMNS * WORD; line += 64) __builtin_prefetch(panel + AHEAD + line);
@@ -107,10 +108,10 @@ inline __attribute__((always_inline)) void multiply(const char* const* rows, int
     }
 }
 
-#define GANFAST_TILE(name, target, kind, rows, vectors)                                                               \
-    target inline void name(const char* const* lines, int64_t taps, int64_t words, int64_t stride, const char* panel, \
-                            float* sums, int64_t next) {                                                              \
-        multiply<kind, rows, vectors>(lines, taps, words, stride, panel, sums, next);                                 \
+#define GANFAST_TILE(name, target, kind, rows, vectors)                                                            \
+    target inline void name(const char* const* lines, int64_t offset, int64_t taps, int64_t words, int64_t stride, \
+                            const char* panel, float* sums, int64_t next) {                                        \
+        multiply<kind, rows, vectors>(lines, offset, taps, words, stride, panel, sums, next);                      \
     }
 
 GANFAST_TILE(single_anywhere, , Single<4>, 6, 2)
@@ -121,8 +122,9 @@ GANFAST_TILE(pair_anywhere, , Pair<4>, 4, 1)
 // Words of two bfloat16, by the processor's own sum of two products. The same loops once more: what is compiled for more than the
 // baseline cannot be inlined into what is not.
 template <int ROWS, int VECTORS>
-__attribute__((target("avx512f,avx512bf16"))) void multiply_pairs(const char* const* rows, int64_t taps, int64_t words,
-                                                                  int64_t stride, const char* panel, float* sums, int64_t next) {
+__attribute__((target("avx512f,avx512bf16"))) void multiply_pairs(const char* const* rows, int64_t offset, int64_t taps,
+                                                                  int64_t words, int64_t stride, const char* panel, float* sums,
+                                                                  int64_t next) {
     __m512 sum[ROWS][VECTORS];
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
@@ -130,7 +132,7 @@ __attribute__((target("avx512f,avx512bf16"))) void multiply_pairs(const char* co
     }
     for (int64_t t = 0; t < taps; ++t, rows += ROWS) {
         const char* row[ROWS];
-        for (int r = 0; r < ROWS; ++r) row[r] = rows[r];
+        for (int r = 0; r < ROWS; ++r) row[r] = rows[r] + offset;
         for (int64_t k = 0, at = 0; k < words; ++k, at += stride, panel += VECTORS * 16 * WORD) {
             __builtin_prefetch(row[0] + at + next);
             for (int64_t line = 0; line < VECTORS * 16 * WORD; line += 64) __builtin_prefetch(panel + AHEAD + line);

@@ -181,24 +181,22 @@ void convolve_by(const S* in, const Map& from, const S* weight, const Geometry& 
                 const Spread<S> products{transformed + i / some * apart + i % some * P * from.channels, from.channels};
                 apply(in, Read<F>(), static_cast<const S* const*>(pixels[i % 2]), nullptr, products, from.channels);
             }
+            std::vector<const char*> lines;  // of all tiles of rows, term by term
+            for (int64_t begin = 0; begin < count; begin += tile.rows) {
+                for (int64_t i = 0; i < some * tile.rows; ++i) {
+                    const int64_t row = std::min(begin + i % tile.rows, count - 1);
+                    lines.push_back(memory.bytes() + row * bytes_each + i / tile.rows * term_bytes_each);
+                }
+            }
             float* sums = all_sums.floats();
             for (int64_t panel = 0; panel < panels.count; ++panel) {
                 const int64_t column = panel * tile.columns, width = std::min(tile.columns, to.channels - column);
                 for (int64_t begin = 0; begin < count; begin += tile.rows) {
-                    const S* tile_rows[4 * MOST_ROWS];
-                    for (int64_t i = 0; i < some * tile.rows; ++i) {
-                        const int64_t row = std::min(begin + i % tile.rows, count - 1);
-                        tile_rows[i] = transformed + row * apart + i / tile.rows * P * from.channels;
-                    }
                     for (int64_t product = 0; product < P; ++product) {
-                        const char* product_rows[4 * MOST_ROWS];
-                        for (int64_t i = 0; i < some * tile.rows; ++i) {
-                            product_rows[i] = reinterpret_cast<const char*>(tile_rows[i] + product * from.channels);
-                        }
                         alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
                         float* const to = sums + product * MOST_ROWS * MOST_COLUMNS;
-                        tile.multiply(product_rows, some, words, WORD, packed_for(phase, panel, product, begin_term),
-                                      begin_term ? found : to, 0);
+                        tile.multiply(lines.data() + begin * some, product * words * WORD, some, words, WORD,
+                                      packed_for(phase, panel, product, begin_term), begin_term ? found : to, 0);
                         if (begin_term) add(found, to, tile.rows * tile.columns);
                     }
                     for (int64_t r = 0; r < std::min(tile.rows, count - begin) && begin_term + some == terms; ++r) {
@@ -276,7 +274,7 @@ void weight_by(const S* small, const S* big, const Geometry& g, S* weight, const
                               (height % rows_each * tile.rows + r) * WORD;
                 }
                 alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
-                tile.multiply(rows, 1, length, LINE, panels + product * panel_bytes, found, line_bytes);
+                tile.multiply(rows, 0, 1, length, LINE, panels + product * panel_bytes, found, line_bytes);
                 add(found, sums, tile.rows * tile.columns);
             }
         }
