@@ -90,7 +90,7 @@ constexpr int64_t CHUNK = 256;  // rows that go through all panels together: wha
 // out = the products of in's rows with the panels that pack(taps, panels, panel, memory) makes, for every phase of the two axes.
 template <typename S, typename Pack>
 void multiply(const Map& in, int64_t samples, int64_t channels, const Axis& rows, const Axis& columns, int64_t kernel_width,
-              const Pack& pack, const float* bias, S* out, int64_t out_height, int64_t out_width, int64_t out_channels) {
+              const Pack& pack, const Finish& finish, S* out, int64_t out_height, int64_t out_width, int64_t out_channels) {
     const Tile& tile = tile_for(PER_WORD<S> == 2);
     struct Part {
         const Phase *y, *x;
@@ -162,7 +162,7 @@ void multiply(const Map& in, int64_t samples, int64_t channels, const Axis& rows
                 const int64_t valid = std::min(tile.rows, end - first - i * tile.rows);
                 S* out_rows[MOST_ROWS];
                 for (int64_t r = 0; r < valid; ++r) out_rows[r] = written[i * tile.rows + r] + column;
-                store(sums, valid, tile.columns, width, bias ? bias + column : nullptr, out_rows);
+                store(sums, valid, tile.columns, width, finish.from(column), out_rows);
             }
         }
     });
@@ -209,7 +209,7 @@ Geometry merged(const Geometry& g, int64_t height, int64_t width) {
 // ---- the three products
 
 template <typename S>
-void to_small(const S* big, const S* weight, const float* bias, const Geometry& given, S* small) {
+void to_small(const S* big, const Weight<S>& weight, const Finish& finish, const Geometry& given, S* small) {
     const Geometry whole = given.simplified();
     const auto run = [&](const Map& map, const Geometry& g) {
         multiply<S>(
@@ -218,7 +218,7 @@ void to_small(const S* big, const S* weight, const float* bias, const Geometry& 
             [&](const std::vector<int64_t>& taps, const Panels& panels, int64_t panel, char* packed) {
                 pack_for_small(weight, g, taps, panels, panel, packed);
             },
-            bias, small, g.h, g.w, g.a);
+            finish, small, g.h, g.w, g.a);
     };
     if ((whole.b <= FEW || whole.b % 2) && whole.width > 1) {
         const Padded<S> padded(big, whole);
@@ -231,7 +231,7 @@ void to_small(const S* big, const S* weight, const float* bias, const Geometry& 
 
 // big of few channels: the products of every pixel of small with all of the weight, which are added where they belong.
 template <typename S>
-void fold_to_big(const S* small, const S* weight, const float* bias, const Geometry& g, S* big) {
+void fold_to_big(const S* small, const Weight<S>& weight, const Finish& finish, const Geometry& g, S* big) {
     const Tile& tile = tile_for(PER_WORD<S> == 2);
     const int64_t columns = g.columns(), pixels = g.h * g.w, words = words_of<S>(g.a);
     const Panels panels{1, words, tile.columns, ceil_div(columns, tile.columns)};
@@ -274,30 +274,30 @@ void fold_to_big(const S* small, const S* weight, const float* bias, const Geome
                 }
             }
         }
-        if (bias) {
-            for (int64_t i = 0; i < g.H * line; ++i) sums[i] += bias[i % g.b];
+        if (finish.bias) {
+            for (int64_t i = 0; i < g.H * line; ++i) sums[i] += finish.bias[i % g.b];
         }
         S* const to = big + n * g.H * line;
-        store(sums.data(), 1, g.H * line, g.H * line, nullptr, &to);
+        store(sums.data(), 1, g.H * line, g.H * line, Finish{nullptr, finish.slope}, &to);
     });
 }
 
 template <typename S>
-void to_big(const S* small, const S* weight, const float* bias, const Geometry& given, S* big) {
+void to_big(const S* small, const Weight<S>& weight, Finish finish, const Geometry& given, S* big) {
     const Geometry g = given.simplified();
     std::vector<float> spread;  // of a simplified geometry, where every tap is a channel
-    if (bias && g.b != given.b) {
-        for (int64_t c = 0; c < g.b; ++c) spread.push_back(bias[c % given.b]);
-        bias = spread.data();
+    if (finish.bias && g.b != given.b) {
+        for (int64_t c = 0; c < g.b; ++c) spread.push_back(finish.bias[c % given.b]);
+        finish.bias = spread.data();
     }
-    if (g.b <= FEW) return fold_to_big(small, weight, bias, g, big);
+    if (g.b <= FEW) return fold_to_big(small, weight, finish, g, big);
     multiply<S>(
         {reinterpret_cast<const char*>(small), g.h, g.w, g.a * static_cast<int64_t>(sizeof(S))}, g.samples, g.a,
         Axis::scattering(g.H, g.height, g.stride, g.padding), Axis::scattering(g.W, g.width, g.stride, g.padding), g.width,
         [&](const std::vector<int64_t>& taps, const Panels& panels, int64_t panel, char* packed) {
             pack_for_big(weight, g, taps, panels, panel, packed);
         },
-        bias, big, g.H, g.W, g.b);
+        finish, big, g.H, g.W, g.b);
 }
 
 constexpr int64_t BLOCK = 256;     // pixels of small that are summed over before the next ones: their panel stays in a near cache
@@ -332,8 +332,8 @@ void pack_pixels(const Map& map, const Geometry& g, const S* nothing, int64_t fi
 }
 
 // weight[a][column] = sum over pixels of small[pixel][a] big[the pixel of the column's tap][the column's channel]
-template <typename S>
-void to_weight(const S* small, const Map& map, const Geometry& g, S* weight) {
+template <typename S, typename G>
+void to_weight(const S* small, const Map& map, const Geometry& g, G* weight) {
     const Tile& tile = tile_for(PER_WORD<S> == 2);
     const int64_t pixels = g.samples * g.h * g.w, columns = g.columns();
     const int64_t words = ceil_div(pixels, PER_WORD<S>), block = BLOCK / PER_WORD<S>;
@@ -391,14 +391,14 @@ void to_weight(const S* small, const Map& map, const Geometry& g, S* weight) {
         const int64_t column = panel * tile.columns, width = std::min(tile.columns, columns - column);
         float* const sums = partial.floats() + panel * sums_each;
         for (int64_t split = 1; split < splits; ++split) add(sums + split * panels * sums_each, sums, sums_each);
-        std::vector<S*> rows(g.a);
+        std::vector<G*> rows(g.a);
         for (int64_t a = 0; a < g.a; ++a) rows[a] = weight + a * columns + column;
-        store(sums, g.a, tile.columns, width, nullptr, rows.data());
+        store(sums, g.a, tile.columns, width, AS_THEY_ARE, rows.data());
     });
 }
 
-template <typename S>
-void to_weight(const S* small, const S* big, const Geometry& given, S* weight) {
+template <typename S, typename G>
+void to_weight(const S* small, const S* big, const Geometry& given, G* weight) {
     const Geometry g = given.simplified();
     const int64_t pixel = g.b * static_cast<int64_t>(sizeof(S));
     if (g.b <= FEW && g.width > 1) {
@@ -411,18 +411,19 @@ void to_weight(const S* small, const S* big, const Geometry& given, S* weight) {
 
 // ---- ops
 
-Tensor convolve(const Tensor& big, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding) {
-    return make_small(big, weight, bias, stride, padding, [](auto... arguments) { to_small(arguments...); });
+Tensor convolve(const Tensor& big, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding, double slope) {
+    return make_small(big, weight, bias, stride, padding, slope, [](const auto&... arguments) { to_small(arguments...); });
 }
 
 Tensor transposed_convolve(const Tensor& small, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding,
-                           int64_t height, int64_t width) {
-    return make_big(small, weight, bias, stride, padding, height, width, [](auto... arguments) { to_big(arguments...); });
+                           int64_t height, int64_t width, double slope) {
+    return make_big(small, weight, bias, stride, padding, height, width, slope,
+                    [](const auto&... arguments) { to_big(arguments...); });
 }
 
 Tensor convolution_weight_gradient(const Tensor& small, const Tensor& big, int64_t height, int64_t width, int64_t stride,
-                                   int64_t padding) {
-    return make_weight(small, big, height, width, stride, padding, [](auto... arguments) { to_weight(arguments...); });
+                                   int64_t padding, std::optional<ScalarType> dtype) {
+    return make_weight(small, big, height, width, stride, padding, dtype, [](auto... arguments) { to_weight(arguments...); });
 }
 
 }  // namespace

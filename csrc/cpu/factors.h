@@ -9,9 +9,9 @@
 namespace ganfast {
 
 // channels last, as sizes in (N, C, H, W)
-inline Tensor empty_channels_last(const std::array<int64_t, 4>& sizes, const Tensor& near) {
+inline Tensor empty_channels_last(const std::array<int64_t, 4>& sizes, ScalarType type, const Tensor& near) {
     const std::array<int64_t, 4> strides{sizes[1] * sizes[2] * sizes[3], 1, sizes[3] * sizes[1], sizes[1]};
-    return pooled_strided({sizes.data(), 4}, {strides.data(), 4}, near.scalar_type(), near);
+    return pooled_strided({sizes.data(), 4}, {strides.data(), 4}, type, near);
 }
 
 // Four dimensions, channels last; itself where it lies so.
@@ -19,7 +19,8 @@ inline Tensor channels_last(const Tensor& tensor, const char* name) {
     STD_TORCH_CHECK(tensor.dim() == 4 && tensor.numel() > 0, "expected ", name,
                     " in four dimensions with at least one element, got ", shape_of(tensor));
     if (is_channels_last(tensor)) return tensor;
-    Tensor copied = empty_channels_last({tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)}, tensor);
+    Tensor copied =
+        empty_channels_last({tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)}, tensor.scalar_type(), tensor);
     return torch::stable::copy_(copied, tensor);
 }
 
@@ -30,9 +31,15 @@ inline void with_float_or_bfloat16(ScalarType type, const F& body) {
     body(BFloat16());
 }
 
-// The two factors, of which one may determine less than all of the geometry.
-inline void expect_factors(const Tensor& one, const Tensor& other, int64_t stride, int64_t padding) {
+inline void expect_dtypes(const Tensor& one, const Tensor& other) {
     STD_TORCH_CHECK(one.scalar_type() == other.scalar_type(), "expected both factors in one dtype");
+}
+
+inline void expect_weight_dtype(const Tensor& map, const Tensor& weight) {
+    if (weight.scalar_type() != ScalarType::Float) expect_dtypes(map, weight);
+}
+
+inline void expect_steps(int64_t stride, int64_t padding) {
     STD_TORCH_CHECK(stride >= 1 && padding >= 0, "expected a stride >= 1 and a padding >= 0, got ", stride, " and ", padding);
 }
 
@@ -77,49 +84,57 @@ inline Geometry from_big(const Tensor& big, const Tensor& weight, int64_t stride
             weight.size(2), weight.size(3), stride, padding};
 }
 
-// ---- the three ops, whose work is run(S*, S*, [bias,] geometry, S* result)
+// ---- the three ops, whose work is run(factor, factor, [finish,] geometry, result)
 
 template <typename F>
 Tensor make_small(const Tensor& given_big, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
-                  int64_t padding, const F& run) {
+                  int64_t padding, double slope, const F& run) {
     const Tensor big = channels_last(given_big, "x"), weight = channels_last(given_weight, "weight");
-    expect_factors(big, weight, stride, padding);
+    expect_weight_dtype(big, weight);
+    expect_steps(stride, padding);
     const Geometry g = from_big(big, weight, stride, padding);
     const Parameter bias = bias_for(given_bias, g.a);
-    const Tensor small = empty_channels_last({g.samples, g.a, g.h, g.w}, big);
+    const Tensor small = empty_channels_last({g.samples, g.a, g.h, g.w}, big.scalar_type(), big);
     with_float_or_bfloat16(big.scalar_type(), [&](auto s) {
         using S = decltype(s);
-        run(data_of<S>(big), data_of<S>(weight), data_of<float>(bias), g, mutable_data_of<S>(small));
+        run(data_of<S>(big), Weight<S>(weight), Finish{data_of<float>(bias), static_cast<float>(slope)}, g,
+            mutable_data_of<S>(small));
     });
     return small;
 }
 
 template <typename F>
 Tensor make_big(const Tensor& given_small, const Tensor& given_weight, const Parameter& given_bias, int64_t stride,
-                int64_t padding, int64_t height, int64_t width, const F& run) {
+                int64_t padding, int64_t height, int64_t width, double slope, const F& run) {
     const Tensor small = channels_last(given_small, "x"), weight = channels_last(given_weight, "weight");
-    expect_factors(small, weight, stride, padding);
+    expect_weight_dtype(small, weight);
+    expect_steps(stride, padding);
     const Geometry g = from_small(small, weight, height, width, stride, padding);
     const Parameter bias = bias_for(given_bias, g.b);
-    const Tensor big = empty_channels_last({g.samples, g.b, height, width}, small);
+    const Tensor big = empty_channels_last({g.samples, g.b, height, width}, small.scalar_type(), small);
     with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
         using S = decltype(s);
-        run(data_of<S>(small), data_of<S>(weight), data_of<float>(bias), g, mutable_data_of<S>(big));
+        run(data_of<S>(small), Weight<S>(weight), Finish{data_of<float>(bias), static_cast<float>(slope)}, g,
+            mutable_data_of<S>(big));
     });
     return big;
 }
 
 template <typename F>
 Tensor make_weight(const Tensor& given_small, const Tensor& given_big, int64_t height, int64_t width, int64_t stride,
-                   int64_t padding, const F& run) {
+                   int64_t padding, std::optional<ScalarType> dtype, const F& run) {
     const Tensor small = channels_last(given_small, "small"), big = channels_last(given_big, "big");
-    expect_factors(small, big, stride, padding);
+    expect_dtypes(small, big);
+    expect_steps(stride, padding);
     expect_match(small.size(0), big.size(0), small, big);
     const Geometry g = between(small, big.size(1), big.size(2), big.size(3), height, width, stride, padding);
-    const Tensor weight = empty_channels_last({g.a, g.b, height, width}, small);
+    const Tensor weight = empty_channels_last({g.a, g.b, height, width}, dtype.value_or(small.scalar_type()), small);
+    expect_weight_dtype(small, weight);
     with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
         using S = decltype(s);
-        run(data_of<S>(small), data_of<S>(big), g, mutable_data_of<S>(weight));
+        const auto make = [&](auto* out) { run(data_of<S>(small), data_of<S>(big), g, out); };
+        if (weight.scalar_type() == small.scalar_type()) return make(mutable_data_of<S>(weight));
+        make(mutable_data_of<float>(weight));
     });
     return weight;
 }

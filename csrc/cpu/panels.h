@@ -73,6 +73,44 @@ struct Geometry {
 
 // ---- panels of a weight
 
+// to = from, rounded; the type is that of `to`
+template <typename How, typename S>
+GANFAST_INLINE void round_run_loop(const S*, const float* from, int64_t n, S* to) {
+    in_lanes<float>(n, [&](int64_t i, int64_t some) __attribute__((always_inline)) {
+        Floats numbers;
+        How::load(from + i, some, numbers);
+        How::save(numbers, some, to + i);
+    });
+}
+GANFAST_VERSIONS(round_run)
+
+// The numbers of a weight, in the other factor's type or in float32: these are rounded when they are read.
+template <typename S>
+class Weight {
+public:
+    explicit Weight(const Tensor& weight)
+        : wide_(weight.scalar_type() == ScalarType::Float ? data_of<float>(weight) : nullptr),
+          narrow_(wide_ ? nullptr : data_of<S>(weight)) {}
+
+    // body(the numbers)
+    template <typename F>
+    void visit(const F& body) const {
+        wide_ ? body(wide_) : body(narrow_);
+    }
+
+    // n numbers from `at` on, where they lie or in `memory`
+    const S* run(int64_t at, int64_t n, S* memory) const {
+        if constexpr (std::is_same_v<S, float>) return wide_ + at;
+        if (narrow_) return narrow_ + at;
+        round_run(static_cast<const S*>(memory), wide_ + at, n, memory);
+        return memory;
+    }
+
+private:
+    const float* wide_;
+    const S* narrow_;
+};
+
 // One word of float32, or of two bfloat16 whose second may be missing.
 template <typename S>
 constexpr int64_t PER_WORD = WORD / sizeof(S);
@@ -84,25 +122,75 @@ int64_t words_of(int64_t channels) {
     return channels / PER_WORD<S>;
 }
 
+// Four words of four rows, turned, to rows that lie `apart` bytes from one another.
+inline void turn_words(const char* const* rows, int64_t offset, char* out, int64_t apart) {
+    typedef uint32_t Four __attribute__((vector_size(16)));
+    Four a, b, c, d;
+    std::memcpy(&a, rows[0] + offset, sizeof a);
+    std::memcpy(&b, rows[1] + offset, sizeof b);
+    std::memcpy(&c, rows[2] + offset, sizeof c);
+    std::memcpy(&d, rows[3] + offset, sizeof d);
+    const Four low{0, 4, 1, 5}, high{2, 6, 3, 7}, first{0, 1, 4, 5}, last{2, 3, 6, 7};
+    const Four ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
+    const Four ab_high = __builtin_shuffle(a, b, high), cd_high = __builtin_shuffle(c, d, high);
+    const Four turned[4] = {__builtin_shuffle(ab, cd, first), __builtin_shuffle(ab, cd, last),
+                            __builtin_shuffle(ab_high, cd_high, first), __builtin_shuffle(ab_high, cd_high, last)};
+    for (int i = 0; i < 4; ++i) std::memcpy(out + i * apart, &turned[i], sizeof turned[i]);
+}
+
 // panel[k][c] = the words k of row c, for `rows` of them; the other columns are zero
-template <typename S>
-void pack_rows(const S* const* lines, int64_t rows, int64_t words, int64_t columns, char* panel) {
+inline void pack_rows(const char* const* lines, int64_t rows, int64_t words, int64_t columns, char* panel) {
     constexpr int64_t NEAR = 16;  // words in a line of the cache, which is read once
+    const int64_t apart = columns * WORD;
     for (int64_t first = 0; first < words; first += NEAR) {
         const int64_t end = std::min(words, first + NEAR);
-        for (int64_t c = 0; c < rows; ++c) {
-            for (int64_t k = first; k < end; ++k) {
-                std::memcpy(panel + (k * columns + c) * WORD, lines[c] + k * PER_WORD<S>, WORD);
+        for (int64_t c = 0; c < rows;) {
+            const int64_t some = c + 4 <= rows ? 4 : 1;
+            int64_t k = first;
+            for (; some == 4 && k + 4 <= end; k += 4) turn_words(lines + c, k * WORD, panel + k * apart + c * WORD, apart);
+            for (; k < end; ++k) {
+                for (int64_t i = c; i < c + some; ++i) std::memcpy(panel + k * apart + i * WORD, lines[i] + k * WORD, WORD);
             }
+            c += some;
         }
-        for (int64_t k = first; k < end; ++k) std::memset(panel + (k * columns + rows) * WORD, 0, (columns - rows) * WORD);
+        for (int64_t k = first; k < end; ++k) std::memset(panel + k * apart + rows * WORD, 0, (columns - rows) * WORD);
     }
 }
 
-// panel[c] = the word of first[c] and, where there are two numbers in one, second[c]
-GANFAST_INLINE void interleave(const float* first, const float*, int64_t n, char* panel) { std::memcpy(panel, first, n * WORD); }
+// panel[k][c] = the words k of columns c, one or two rows of a weight each, rounded; those from `wanted` on are zero
+template <typename How, typename S, typename W>
+GANFAST_INLINE void pack_columns_loop(const S*, const W* rows, int64_t apart, int64_t words, int64_t wanted, int64_t columns,
+                                      char* panel) {
+    constexpr int64_t N = PER_WORD<S>, AHEAD = 8;  // words, whose rows are pages apart
+    for (int64_t k = 0; k < words; ++k, rows += N * apart, panel += columns * WORD) {
+        const auto some = [&](int64_t c, int64_t given, int64_t n) __attribute__((always_inline)) {
+            Floats first, last;
+            Words packed;
+            How::load(rows + c, given, first);
+            if constexpr (N == 1) {
+                copy(&first, packed);
+            } else {
+                How::load(rows + apart + c, given, last);
+                packed = How::rounded(first) | How::rounded(last) << 16;
+            }
+            std::memcpy(panel + c * WORD, &packed, n * WORD);
+        };
+        for (int64_t i = 0; i < N; ++i) {
+            const W* const later = rows + (AHEAD * N + i) * apart;
+            for (int64_t c = 0; c < wanted; c += 64 / static_cast<int64_t>(sizeof(W))) __builtin_prefetch(later + c);
+        }
+        constexpr int64_t FULL = WIDTH<float>;
+        int64_t c = 0;
+        for (; c + FULL <= wanted; c += FULL) some(c, FULL, FULL);
+        for (; c < columns; c += FULL) some(c, std::clamp<int64_t>(wanted - c, 0, FULL), std::min(columns - c, FULL));
+    }
+}
+GANFAST_VERSIONS(pack_columns)
 
-GANFAST_INLINE void interleave(const BFloat16* first, const BFloat16* second, int64_t n, char* panel) {
+// panel[c] = the word of first[c] and, where there are two numbers in one, second[c]
+inline void interleave(const float* first, const float*, int64_t n, char* panel) { std::memcpy(panel, first, n * WORD); }
+
+GANFAST_SIMD inline void interleave(const BFloat16* first, const BFloat16* second, int64_t n, char* panel) {
     const auto *low = reinterpret_cast<const uint16_t*>(first), *high = reinterpret_cast<const uint16_t*>(second);
     auto* words = reinterpret_cast<uint32_t*>(panel);
 #pragma omp simd
@@ -119,12 +207,16 @@ struct Panels {
 
 // What is summed over are B's channels, and A's are the columns.
 template <typename S>
-void pack_for_small(const S* weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels, int64_t panel,
-                    char* packed) {
+void pack_for_small(const Weight<S>& weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels,
+                    int64_t panel, char* packed) {
     const int64_t first = panel * panels.columns, rows = std::min(panels.columns, g.a - first);
+    std::vector<S> memory(rows * g.b);
     for (const int64_t tap : taps) {
-        const S* lines[MOST_COLUMNS];
-        for (int64_t c = 0; c < rows; ++c) lines[c] = weight + (first + c) * g.columns() + tap * g.b;
+        const char* lines[MOST_COLUMNS];
+        for (int64_t c = 0; c < rows; ++c) {
+            const S* row = weight.run((first + c) * g.columns() + tap * g.b, g.b, memory.data() + c * g.b);
+            lines[c] = reinterpret_cast<const char*>(row);
+        }
         pack_rows(lines, rows, panels.words, panels.columns, packed);
         packed += panels.words * panels.columns * WORD;
     }
@@ -132,30 +224,52 @@ void pack_for_small(const S* weight, const Geometry& g, const std::vector<int64_
 
 // What is summed over are A's channels, and B's are the columns.
 template <typename S>
-GANFAST_SIMD void pack_for_big(const S* weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels,
-                               int64_t panel, char* packed) {
+void pack_for_big(const Weight<S>& weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels,
+                  int64_t panel, char* packed) {
     const int64_t first = panel * panels.columns, columns = std::min(panels.columns, g.b - first);
     for (const int64_t tap : taps) {
-        const S* row = weight + tap * g.b + first;
-        for (int64_t k = 0; k < panels.words; ++k, packed += panels.columns * WORD) {
-            const S *one = row + k * PER_WORD<S> * g.columns(), *other = one + g.columns();
-            interleave(one, other, columns, packed);
-            std::memset(packed + columns * WORD, 0, (panels.columns - columns) * WORD);
-        }
+        weight.visit([&](const auto* numbers) {
+            const S* const type = nullptr;
+            pack_columns(type, numbers + tap * g.b + first, g.columns(), panels.words, columns, panels.columns, packed);
+        });
+        packed += panels.words * panels.columns * WORD;
     }
 }
 
 // ---- results
 
-// out[r][c] = sums[r][c] + bias[c], for `rows` rows of which the first `width` columns are wanted
+// What becomes of the sums of a column: z = sum + bias where that is positive, else slope z.
+struct Finish {
+    const float* bias;  // or none
+    float slope;
+
+    Finish from(int64_t column) const { return {bias ? bias + column : nullptr, slope}; }
+
+    GANFAST_INLINE void shifts(int64_t c, int64_t n, Floats& shift) const {
+        shift = Floats{};
+        if (bias) load(bias + c, n, shift);
+    }
+    GANFAST_INLINE void bend(Floats& z) const {
+        if (slope == 1) return;
+        Floats below{};  // also of -infinity
+        if (slope != 0) below = z * slope;
+        z = z < 0 ? below : z;
+    }
+};
+
+constexpr Finish AS_THEY_ARE{nullptr, 1};
+
+// out[r] = what `finish` makes of sums[r], for `rows` rows of which the first `width` columns are wanted
 template <typename S>
-GANFAST_SIMD void store(const float* sums, int64_t rows, int64_t columns, int64_t width, const float* bias, S* const* out) {
+GANFAST_SIMD void store(const float* sums, int64_t rows, int64_t columns, int64_t width, const Finish& finish, S* const* out) {
     for (int64_t r = 0; r < rows; ++r, sums += columns) {
         in_lanes<float>(width, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
-            Floats sum, shift{};
+            Floats sum, shift;
             load(sums + c, n, sum);
-            if (bias) load(bias + c, n, shift);
-            save(sum + shift, n, out[r] + c);
+            finish.shifts(c, n, shift);
+            sum += shift;
+            finish.bend(sum);
+            save(sum, n, out[r] + c);
         });
     }
 }

@@ -121,8 +121,8 @@ public:
 
 // out = in by the weight, from the big map to the small one or back
 template <typename F, typename S>
-void convolve_by(const S* in, const Map& from, const S* weight, const Geometry& g, const float* bias, S* out, const Map& to,
-                 const Scheme& scheme, bool to_small) {
+void convolve_by(const S* in, const Map& from, const Weight<S>& weight, const Geometry& g, const Finish& finish, S* out,
+                 const Map& to, const Scheme& scheme, bool to_small) {
     constexpr int64_t P = F::PRODUCTS * F::PRODUCTS, T = F::TAPS, R = F::READS * F::READS, W = F::WRITES * F::WRITES;
     const Tile& tile = tile_for(PER_WORD<S> == 2);
     const int64_t lanes = static_cast<int64_t>(scheme.lanes.size());
@@ -147,7 +147,7 @@ void convolve_by(const S* in, const Map& from, const S* weight, const Geometry& 
             (to_small ? pack_for_small<S> : pack_for_big<S>)(weight, g, numbers, unweighed, panel, memory.bytes());
             const Spread<const S> taps{reinterpret_cast<const S*>(memory.bytes()), length};
             const Spread<S> products{reinterpret_cast<S*>(packed_for(phase, panel, 0, term)), apart};
-            apply(weight, Weigh<F>(), taps, nullptr, products, length);  // element by element, however they lie
+            apply(in, Weigh<F>(), taps, AS_THEY_ARE, products, length);  // element by element, however they lie
         }
     });
 
@@ -179,7 +179,7 @@ void convolve_by(const S* in, const Map& from, const S* weight, const Geometry& 
             for (int64_t i = 0; i < count * some; ++i) {
                 if (i + 1 < count * some) look(i + 1);
                 const Spread<S> products{transformed + i / some * apart + i % some * P * from.channels, from.channels};
-                apply(in, Read<F>(), static_cast<const S* const*>(pixels[i % 2]), nullptr, products, from.channels);
+                apply(in, Read<F>(), static_cast<const S* const*>(pixels[i % 2]), AS_THEY_ARE, products, from.channels);
             }
             std::vector<const char*> lines;  // of all tiles of rows, term by term
             for (int64_t begin = 0; begin < count; begin += tile.rows) {
@@ -202,7 +202,7 @@ void convolve_by(const S* in, const Map& from, const S* weight, const Geometry& 
                     for (int64_t r = 0; r < std::min(tile.rows, count - begin) && begin_term + some == terms; ++r) {
                         const Spread<const float> of_row{sums + r * tile.columns, MOST_ROWS * MOST_COLUMNS};
                         const Places<S> places{written.data() + (begin + r) * W, column};
-                        apply(in, Write<F>(), of_row, bias ? bias + column : nullptr, places, width);
+                        apply(in, Write<F>(), of_row, finish.from(column), places, width);
                     }
                     if (together < terms) sums += sums_each;
                 }
@@ -216,8 +216,8 @@ constexpr int64_t BLOCK = 128;        // words of tiles that are summed over bef
 constexpr int64_t LINE = 64;          // bytes
 
 // weight = small, turned back to products, times big, read, summed over tiles and weighed back
-template <typename F, typename S>
-void weight_by(const S* small, const S* big, const Geometry& g, S* weight, const Scheme& scheme) {
+template <typename F, typename S, typename G>
+void weight_by(const S* small, const S* big, const Geometry& g, G* weight, const Scheme& scheme) {
     constexpr int64_t P = F::PRODUCTS * F::PRODUCTS, T = F::TAPS, R = F::READS * F::READS, W = F::WRITES * F::WRITES;
     constexpr int64_t N = PER_WORD<S>;
     const Tile& tile = tile_for(N == 2);
@@ -283,12 +283,12 @@ void weight_by(const S* small, const S* big, const Geometry& g, S* weight, const
         const int64_t pair = slice / cuts, column = slice % cuts * tile.columns, width = std::min(tile.columns, g.b - column);
         const Lane &y = scheme.lanes[pair / tiles.lanes], &x = scheme.lanes[pair % tiles.lanes];
         for (int64_t a = 0; a < g.a; ++a) {
-            S* taps[T * T];
+            G* taps[T * T];
             for (int64_t j = 0; j < T * T; ++j) {
                 taps[j] = weight + a * g.columns() + (y.taps[j / T] * g.width + x.taps[j % T]) * g.b + column;
             }
             const Spread<const float> products{sums + a * tile.columns, sums_each};
-            apply(small, WeighBack<F>(), products, nullptr, static_cast<S* const*>(taps), width);
+            apply(small, WeighBack<F>(), products, AS_THEY_ARE, static_cast<G* const*>(taps), width);
         }
     };
     const Scratch lasting(span < words ? slices * slice_sums * sizeof(float) : 0);
@@ -343,37 +343,37 @@ void by_kernel(const Geometry& g, bool large, const Scheme& four, const Scheme& 
     }
 }
 
-Tensor convolve(const Tensor& big, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding) {
-    const auto run = [](auto* in, auto* factor, const float* shift, const Geometry& g, auto* out) {
+Tensor convolve(const Tensor& big, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding, double slope) {
+    const auto run = [](auto* in, const auto& factor, const Finish& finish, const Geometry& g, auto* out) {
         const bool large = std::is_same_v<decltype(out), float*> && has_large_tiles(g, WORTHWHILE);
         by_kernel(g, large, SMALL_BY_FOUR, SMALL_BY_THREE, [&](auto algorithm, const Scheme& scheme) {
-            convolve_by<decltype(algorithm)>(in, {g.H, g.W, g.b}, factor, g, shift, out, {g.h, g.w, g.a}, scheme, true);
+            convolve_by<decltype(algorithm)>(in, {g.H, g.W, g.b}, factor, g, finish, out, {g.h, g.w, g.a}, scheme, true);
         });
     };
-    return make_small(big, weight, bias, stride, padding, run);
+    return make_small(big, weight, bias, stride, padding, slope, run);
 }
 
 Tensor transposed_convolve(const Tensor& small, const Tensor& weight, const Parameter& bias, int64_t stride, int64_t padding,
-                           int64_t height, int64_t width) {
-    const auto run = [](auto* in, auto* factor, const float* shift, const Geometry& g, auto* out) {
+                           int64_t height, int64_t width, double slope) {
+    const auto run = [](auto* in, const auto& factor, const Finish& finish, const Geometry& g, auto* out) {
         const bool large = std::is_same_v<decltype(out), float*> && has_large_tiles(g, WORTHWHILE);
         by_kernel(g, large, BIG_BY_FOUR, BIG_BY_THREE, [&](auto algorithm, const Scheme& scheme) {
-            convolve_by<decltype(algorithm)>(in, {g.h, g.w, g.a}, factor, g, shift, out, {g.H, g.W, g.b}, scheme, false);
+            convolve_by<decltype(algorithm)>(in, {g.h, g.w, g.a}, factor, g, finish, out, {g.H, g.W, g.b}, scheme, false);
         });
     };
-    return make_big(small, weight, bias, stride, padding, height, width, run);
+    return make_big(small, weight, bias, stride, padding, height, width, slope, run);
 }
 
 Tensor convolution_weight_gradient(const Tensor& small, const Tensor& big, int64_t height, int64_t width, int64_t stride,
-                                   int64_t padding) {
+                                   int64_t padding, std::optional<ScalarType> dtype) {
     const auto run = [](auto* one, auto* other, const Geometry& g, auto* out) {
-        constexpr bool rounded = !std::is_same_v<decltype(out), float*>;
-        const int64_t least = WORTHWHILE_GRADIENT * PER_WORD<std::decay_t<decltype(*out)>>;
+        constexpr bool rounded = !std::is_same_v<decltype(one), const float*>;
+        const int64_t least = WORTHWHILE_GRADIENT * (rounded ? PER_WORD<BFloat16> : PER_WORD<float>);
         const bool large = has_large_tiles(g, least) && !(rounded && g.height == 3);
         by_kernel(g, large, SMALL_BY_FOUR, SMALL_BY_THREE,
                   [&](auto algorithm, const Scheme& scheme) { weight_by<decltype(algorithm)>(one, other, g, out, scheme); });
     };
-    return make_weight(small, big, height, width, stride, padding, run);
+    return make_weight(small, big, height, width, stride, padding, dtype, run);
 }
 
 }  // namespace

@@ -213,17 +213,20 @@ GANFAST_INLINE void along_both(const In& in, int64_t c, int64_t n, Floats (&out)
     }
 }
 
-// apply(type, Step(), in, bias, out, channels): out[j] = what a step along both axes makes of the runs in[i], + bias. There is a
-// version of its own for the type that `type` points to.
+// apply(type, Step(), in, finish, out, channels): out[j] = what `finish` makes of a step along both axes of the runs in[i]. There
+// is a version of its own for the type that `type` points to.
 template <typename How, typename T, typename Step, typename In, typename Out>
-GANFAST_INLINE void apply_loop(const T*, Step, In in, const float* bias, Out out, int64_t channels) {
+GANFAST_INLINE void apply_loop(const T*, Step, In in, Finish finish, Out out, int64_t channels) {
     in_lanes<float>(channels, [&](int64_t c, int64_t n) __attribute__((always_inline)) {
-        Floats made[Step::OUT][Step::OUT], b{};
+        Floats made[Step::OUT][Step::OUT], shift;
         along_both<How, Step>(in, c, n, made);
-        if (bias) load(bias + c, n, b);
+        finish.shifts(c, n, shift);
 #pragma GCC unroll 36
         for (int i = 0; i < Step::OUT * Step::OUT; ++i) {
-            How::save(made[i / Step::OUT][i % Step::OUT] + b, n, out[i] + c);
+            Floats& z = made[i / Step::OUT][i % Step::OUT];
+            z += shift;
+            finish.bend(z);
+            How::save(z, n, out[i] + c);
         }
     });
 }

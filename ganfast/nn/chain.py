@@ -108,7 +108,9 @@ def _run(part: Part, x: Any, rest: tuple[Any, ...], keywords: dict[str, Any], ha
     x = made(x)
     if _folds(conv, norm, x):
         norm._check_input_dim(x)
-        y = _convolve_folded(conv, norm, x)
+        if activation is not None and not activation.tanh and activation.slope >= 0:
+            return _convolve_folded(conv, norm, x, activation.slope)
+        y = _convolve_folded(conv, norm, x, 1.0)
     else:
         y = norm(_convolve(conv, x)[0])
     return _activate(act, y, rest, keywords) if activation is None else activation.over(y)
@@ -297,7 +299,7 @@ def _folds(conv: Any, norm: _BatchNorm, x: Any) -> bool:
     return weight_per_output <= (positions * shrinks if conv.transposed else positions // shrinks)
 
 
-def _convolve_folded(conv: Any, norm: _BatchNorm, x: Tensor) -> Tensor:
+def _convolve_folded(conv: Any, norm: _BatchNorm, x: Tensor, slope: float) -> Tensor:
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None and var is not None
     weight: Tensor = conv.weight
@@ -315,4 +317,4 @@ def _convolve_folded(conv: Any, norm: _BatchNorm, x: Tensor) -> Tensor:
         folded = weight * scale.view(-1, *(1,) * (weight.dim() - 1))
     if folded.dtype != weight.dtype:  # a float32 batch norm behind a convolution of fewer bits
         folded, shift = folded.to(weight.dtype), shift.to(weight.dtype)
-    return convolve(conv, x, folded, shift)
+    return convolve(conv, x, folded, shift, slope)

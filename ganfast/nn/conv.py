@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from ganfast.ops.convolution import convolution, serves
+from ganfast.ops.convolution import bent, convolution, rounds, serves
 
 
 class Conv2d(nn.Conv2d):
@@ -48,23 +48,26 @@ def plain(conv: Any) -> bool:
     return one and conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros" and not any(conv.output_padding)
 
 
-def convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What a known ``conv`` makes of x with this weight and bias.
+def convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slope: float = 1.0) -> Tensor:
+    """What a known ``conv`` makes of x with this weight and bias, and LeakyReLU of that.
 
     The weight is handed in, read once for all: reading a parametrised one may change it.
     """
     if plain(conv):
-        y = by_op(x, weight, bias, conv.stride[0], conv.padding[0], conv.transposed)
+        y = by_op(x, weight, bias, conv.stride[0], conv.padding[0], conv.transposed, slope)
         if y is not None:
             return y
     if conv.transposed:
         transposed = FORWARDS[type(conv).forward]
-        return transposed(x, weight, bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
-    found: Tensor = conv._conv_forward(x, weight, bias)
-    return found
+        y = transposed(x, weight, bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
+    else:
+        y = conv._conv_forward(x, weight, bias)
+    return bent(y, slope)
 
 
-def by_op(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool) -> Tensor | None:
+def by_op(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool, slope: float = 1.0
+) -> Tensor | None:
     """The convolution by the op, cast as autocast would, or None where the op has no kernel or PyTorch's transforms look on."""
     if type(x) not in (Tensor, nn.Parameter) or watched():
         return None
@@ -73,8 +76,8 @@ def by_op(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: 
     if mixed or not serves(x, weight, transposed, dtype):
         return None
     if dtype is not None:
-        x, weight = x.to(dtype), weight.to(dtype)
-    return convolution(x, weight, bias, stride, padding, 0 if transposed else None)
+        x, weight = x.to(dtype), weight if rounds(x, weight) else weight.to(dtype)
+    return convolution(x, weight, bias, stride, padding, 0 if transposed else None, slope)
 
 
 def lowered(x: Tensor) -> torch.dtype | None:

@@ -12,9 +12,13 @@ The first is ``nn.Conv2d``, whose weight is (C_out, C_in, kernel), the second ``
 factors, and its gradient by one of them is another of the three, so they can be differentiated any number of times. ``height``
 and ``width`` are those of what the others do not determine: of b, and of the kernel.
 
-Factors are float32 or bfloat16, both the same (in bfloat16 with an even number of channels to sum over); sums are float32.
-Results have the factors' dtype and lie channels last, and factors that lie otherwise are copied first. Every number is one sum
-in a fixed order, so results do not depend on the number of threads.
+The first two end with an activation, if asked to: of each sum z, bias and all, they give z where it is positive, else ``slope`` z
+(>= 0; 1, the default, is no activation).
+
+Factors are float32 or bfloat16 (in bfloat16 with an even number of channels to sum over); sums are float32. A weight for maps in
+bfloat16 may be float32: it is rounded as it is read, and its gradient, where ``dtype`` says float32, not at all. Results have the
+maps' dtype and lie channels last, and factors that lie otherwise are copied first. Every number is one sum in a fixed order, so
+results do not depend on the number of threads.
 
 :func:`convolution` is what modules call. On the CPU three ways each win for some shapes, so each of the products is measured once
 for each shape (:mod:`ganfast.tuning`), unless ``GANFAST_CPU`` is set: PyTorch's own (oneDNN); ``tiled``, rows of pixels times
@@ -36,6 +40,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ganfast import tuning
@@ -49,14 +54,20 @@ TRITON_TYPES = {torch.float32, torch.bfloat16, torch.float16}
 
 
 def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, output_padding: int | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    output_padding: int | None = None,
+    slope: float = 1.0,
 ) -> Tensor:
-    """``nn.Conv2d`` of x (N, C_in, H, W), or, with an ``output_padding``, ``nn.ConvTranspose2d``."""
+    """``nn.Conv2d`` of x (N, C_in, H, W), or, with an ``output_padding``, ``nn.ConvTranspose2d``, and ``nn.LeakyReLU``."""
     if output_padding is None:
-        found: Tensor = convolve(x, weight, bias, stride, padding)
+        found: Tensor = convolve(x, weight, bias, stride, padding, slope)
         return found
     sizes = ((x.shape[i] - 1) * stride - 2 * padding + weight.shape[i] + output_padding for i in (2, 3))
-    found = transposed_convolve(x, weight, bias, stride, padding, *sizes)
+    found = transposed_convolve(x, weight, bias, stride, padding, *sizes, slope)
     return found
 
 
@@ -68,7 +79,12 @@ def serves(x: Tensor, weight: Tensor, transposed: bool, dtype: torch.dtype | Non
     if x.device.type == "cuda":
         return TRITON and one == other and one in TRITON_TYPES
     summed = weight.shape[0] if transposed else weight.shape[1] * weight.shape[3]
-    return library.CPU == "cpp" and x.device.type == "cpu" and _fit(one, other, summed)
+    return library.CPU == "cpp" and x.device.type == "cpu" and one == other and _fit(one, other, summed)
+
+
+def rounds(x: Tensor, weight: Tensor) -> bool:
+    """Whether kernels take a float32 weight for x in fewer bits, which for others has to be cast."""
+    return library.CPU == "cpp" and x.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def lies_last(weight: Tensor) -> bool:
@@ -78,29 +94,40 @@ def lies_last(weight: Tensor) -> bool:
 # ---- the three products by PyTorch's own operations
 
 
-def convolve_reference(big: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    """s (N, A, h, w), with bias (A,) added."""
-    return _last(aten.convolution(big, weight, _in(big, bias), [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1))
+def convolve_reference(big: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, slope: float = 1.0) -> Tensor:
+    """s (N, A, h, w), with bias (A,) added and what is negative multiplied by ``slope``."""
+    weight = weight.to(big.dtype)
+    s = aten.convolution(big, weight, _in(big, bias), [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+    return bent(_last(s), slope)
 
 
 def transposed_convolve_reference(
-    small: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, height: int, width: int
+    small: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    height: int,
+    width: int,
+    slope: float = 1.0,
 ) -> Tensor:
-    """b (N, B, height, width), with bias (B,) added."""
+    """b (N, B, height, width), with bias (B,) added and what is negative multiplied by ``slope``."""
+    weight = weight.to(small.dtype)
     least = [(small.shape[i] - 1) * stride - 2 * padding + weight.shape[i] for i in (2, 3)]
     more = [height - least[0], width - least[1]]
-    return _last(aten.convolution(small, weight, _in(small, bias), [stride] * 2, [padding] * 2, [1, 1], True, more, 1))
+    b = aten.convolution(small, weight, _in(small, bias), [stride] * 2, [padding] * 2, [1, 1], True, more, 1)
+    return bent(_last(b), slope)
 
 
 def convolution_weight_gradient_reference(
-    small: Tensor, big: Tensor, height: int, width: int, stride: int, padding: int
+    small: Tensor, big: Tensor, height: int, width: int, stride: int, padding: int, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """W (A, B, height, width)."""
+    """W (A, B, height, width) in ``dtype``, or that of the maps."""
     weight = torch.empty(
         (small.shape[1], big.shape[1], height, width), dtype=small.dtype, device=small.device, memory_format=torch.channels_last
     )
     steps = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1
-    return _last(aten.convolution_backward(small, big, weight, None, *steps, [False, True, False])[1])
+    return _last(_to(aten.convolution_backward(small, big, weight, None, *steps, [False, True, False])[1], dtype))
 
 
 aten = torch.ops.aten
@@ -108,6 +135,17 @@ aten = torch.ops.aten
 
 def _in(x: Tensor, bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.to(x.dtype)
+
+
+def bent(z: Tensor, slope: float = 1.0) -> Tensor:
+    """z > 0 as it is, else ``slope`` z: of a z that nobody else reads, in its memory."""
+    if slope == 1:
+        return z
+    return torch.relu_(z) if slope == 0 else F.leaky_relu_(z, slope)
+
+
+def _to(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return t if dtype is None else t.to(dtype)
 
 
 def _last(t: Tensor) -> Tensor:
@@ -121,19 +159,21 @@ def empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _convolve_fake(big: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+def _convolve_fake(big: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, slope: float = 1.0) -> Tensor:
     h, w = ((big.shape[i] + 2 * padding - weight.shape[i]) // stride + 1 for i in (2, 3))
     return empty(big, big.shape[0], weight.shape[0], h, w)
 
 
 def _transposed_fake(
-    small: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, height: int, width: int
+    small: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, height: int, width: int, slope: float = 1.0
 ) -> Tensor:
     return empty(small, small.shape[0], weight.shape[1], height, width)
 
 
-def _weight_fake(small: Tensor, big: Tensor, height: int, width: int, stride: int, padding: int) -> Tensor:
-    return empty(small, small.shape[1], big.shape[1], height, width)
+def _weight_fake(
+    small: Tensor, big: Tensor, height: int, width: int, stride: int, padding: int, dtype: torch.dtype | None = None
+) -> Tensor:
+    return _to(empty(small, small.shape[1], big.shape[1], height, width), dtype)
 
 
 # ---- gradients
@@ -173,6 +213,12 @@ def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1]).sum(0).to(dtype)
 
 
+def _by_weight(weight: Tensor, small: Tensor, big: Tensor, stride: int, padding: int) -> Tensor:
+    """The gradient by ``weight``, in its dtype."""
+    found: Tensor = convolution_weight_gradient(small, big, *weight.shape[2:], stride, padding, weight.dtype)
+    return found
+
+
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, big: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
@@ -185,7 +231,7 @@ class _Convolve(torch.autograd.Function):
         weight, *parts = ctx.saved_tensors
         of_big, of_weight, of_bias, *_ = asked(ctx)
         # first, so that what is made again for it is gone when the larger gradient comes
-        grad_weight = convolution_weight_gradient(grad, ctx.make(*parts), *weight.shape[2:], *ctx.steps) if of_weight else None
+        grad_weight = _by_weight(weight, grad, ctx.make(*parts), *ctx.steps) if of_weight else None
         grad_big = transposed_convolve(grad, weight, None, *ctx.steps, *ctx.extents) if of_big else None
         return grad_big, grad_weight, bias_gradient(grad, ctx.bias_dtype) if of_bias else None, None, None
 
@@ -199,7 +245,7 @@ class _Convolve(torch.autograd.Function):
     def weights(ctx: Any, t: Tensor, delta: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The weight, and the gradient by it of <delta, the tangent of the output>; nothing for one that does not learn."""
         weight = ctx.saved_tensors[0]
-        return [(weight, convolution_weight_gradient(delta, t, *weight.shape[2:], *ctx.steps))] if weight.requires_grad else []
+        return [(weight, _by_weight(weight, delta, t, *ctx.steps))] if weight.requires_grad else []
 
 
 class _Transposed(torch.autograd.Function):
@@ -216,7 +262,7 @@ class _Transposed(torch.autograd.Function):
         weight, *parts = ctx.saved_tensors
         of_small, of_weight, of_bias, *_ = asked(ctx)
         # first, so that what is made again for it is gone when the larger gradient comes
-        grad_weight = convolution_weight_gradient(ctx.make(*parts), grad, *weight.shape[2:], *ctx.steps) if of_weight else None
+        grad_weight = _by_weight(weight, ctx.make(*parts), grad, *ctx.steps) if of_weight else None
         grad_small = convolve(grad, weight, None, *ctx.steps) if of_small else None
         return grad_small, grad_weight, bias_gradient(grad, ctx.bias_dtype) if of_bias else None, None, None, None, None
 
@@ -228,15 +274,24 @@ class _Transposed(torch.autograd.Function):
     @staticmethod
     def weights(ctx: Any, t: Tensor, delta: Tensor) -> list[tuple[Tensor, Tensor]]:
         weight = ctx.saved_tensors[0]
-        return [(weight, convolution_weight_gradient(t, delta, *weight.shape[2:], *ctx.steps))] if weight.requires_grad else []
+        return [(weight, _by_weight(weight, t, delta, *ctx.steps))] if weight.requires_grad else []
 
 
 class _WeightGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, small: Tensor, big: Tensor, height: int, width: int, stride: int, padding: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        small: Tensor,
+        big: Tensor,
+        height: int,
+        width: int,
+        stride: int,
+        padding: int,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         ctx.save_for_backward(small, big)
         ctx.steps = stride, padding
-        return _below(convolution_weight_gradient, small, big, height, width, stride, padding)
+        return _below(convolution_weight_gradient, small, big, height, width, stride, padding, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Grads:
@@ -245,11 +300,13 @@ class _WeightGradient(torch.autograd.Function):
         return (
             convolve(big, grad, None, *ctx.steps) if of_small else None,
             transposed_convolve(small, grad, None, *ctx.steps, *big.shape[2:]) if of_big else None,
-            None,
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
+
+
+def _ended(function: Callable[..., Tensor], count: int, end: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``end(function(*arguments), *rest)`` for a function of ``count`` arguments."""
+    return lambda *arguments: end(function(*arguments[:count]), *arguments[count:])
 
 
 def _below(op: Op, *arguments: Any) -> Tensor:
@@ -261,12 +318,17 @@ def _below(op: Op, *arguments: Any) -> Tensor:
 
 
 class Product(NamedTuple):
-    """One of the three: its name, schema and reference, and what of its arguments its C++ kernels depend on."""
+    """One of the three: its name, schema and reference, and what of its arguments its C++ kernels depend on.
+
+    ``end(found, *rest)`` makes the result of what the first ``given`` arguments make.
+    """
 
     name: str
     signature: str
     reference: Callable[..., Tensor]
-    summed: Callable[..., int]  # neighbours in memory that are summed over
+    given: int
+    end: Callable[..., Tensor]
+    fits: Callable[..., bool]  # whether the kernels take factors of these types
     winograd: Callable[..., bool]  # whether that algorithm applies
 
 
@@ -278,8 +340,7 @@ def _choose_on_cpu(product: Product) -> None:
     forced = os.environ.get("GANFAST_CPU", "auto") != "auto"
 
     def chosen(*arguments: Any) -> Tensor:
-        first, second = arguments[:2]
-        if not _fit(first.dtype, second.dtype, product.summed(*arguments)):
+        if not product.fits(*arguments):
             return product.reference(*arguments)
         ways = {"tiled": lambda: tiled(*arguments)}
         if not forced:
@@ -289,7 +350,8 @@ def _choose_on_cpu(product: Product) -> None:
         if len(ways) == 1:
             return ways["tiled"]()
         shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in arguments)
-        return ways[tuning.fastest(f"{product.name} {shapes} {first.dtype}", ways)]()
+        types = arguments[0].dtype, arguments[1].dtype
+        return ways[tuning.fastest(f"{product.name} {shapes} {types}", ways)]()
 
     library.LIBRARY.impl(product.name, chosen, "CPU")
 
@@ -326,7 +388,8 @@ def _on_cuda(product: Product) -> Callable[..., Any] | None:
         return None
     from ganfast.kernels import convolution as kernels
 
-    return choice(product.name, product.reference, getattr(kernels, product.name), triton_takes)
+    kernel = _ended(getattr(kernels, product.name), product.given, product.end)
+    return choice(product.name, product.reference, kernel, triton_takes)
 
 
 def _winograd_applies(
@@ -338,8 +401,14 @@ def _winograd_applies(
 
 
 def _fit(one: torch.dtype, other: torch.dtype, summed: int) -> bool:
-    """Whether the C++ kernels take factors of these types, in bfloat16 with pairs of numbers to sum over."""
-    return one == other and (one == torch.float32 or (one == torch.bfloat16 and summed % 2 == 0))
+    """Whether the C++ kernels take maps and a weight of these types, in bfloat16 with pairs of numbers to sum over."""
+    return other in (one, torch.float32) and (one == torch.float32 or (one == torch.bfloat16 and summed % 2 == 0))
+
+
+def _pair_fits(small: Tensor, big: Tensor, *others: Any) -> bool:
+    """Pixels are summed over, of which the last may be alone."""
+    dtype = others[4] if len(others) > 4 and others[4] is not None else small.dtype
+    return big.dtype == small.dtype and _fit(small.dtype, dtype, 2)
 
 
 # ---- registration
@@ -361,39 +430,52 @@ def _registered(product: Product, fake: Callable[..., Tensor], function: Callabl
 convolve = _registered(
     Product(
         "convolve",
-        "(Tensor big, Tensor weight, Tensor? bias, int stride, int padding) -> Tensor",
+        "(Tensor big, Tensor weight, Tensor? bias, int stride, int padding, float slope=1.0) -> Tensor",
         convolve_reference,
-        summed=lambda big, weight, *_: weight.shape[1] * weight.shape[3],
-        winograd=lambda big, weight, bias, stride, padding: _winograd_applies(
+        given=5,
+        end=bent,
+        fits=lambda big, weight, *_: _fit(big.dtype, weight.dtype, weight.shape[1] * weight.shape[3]),
+        winograd=lambda big, weight, bias, stride, padding, *_: _winograd_applies(
             [size // stride for size in big.shape[2:]], big.shape[2:], weight.shape[2:], stride, padding, weight.shape[1]
         ),
     ),
     _convolve_fake,
-    _Convolve.apply,
+    _ended(_Convolve.apply, 5, bent),
 )
 transposed_convolve = _registered(
     Product(
         "transposed_convolve",
-        "(Tensor small, Tensor weight, Tensor? bias, int stride, int padding, int height, int width) -> Tensor",
+        "(Tensor small, Tensor weight, Tensor? bias, int stride, int padding, int height, int width, float slope=1.0) -> Tensor",
         transposed_convolve_reference,
-        summed=lambda small, weight, *_: weight.shape[0],
-        winograd=lambda small, weight, bias, stride, padding, height, width: _winograd_applies(
+        given=7,
+        end=bent,
+        fits=lambda small, weight, *_: _fit(small.dtype, weight.dtype, weight.shape[0]),
+        winograd=lambda small, weight, bias, stride, padding, height, width, *_: _winograd_applies(
             small.shape[2:], (height, width), weight.shape[2:], stride, padding, weight.shape[0]
         ),
     ),
     _transposed_fake,
-    _Transposed.apply,
+    _ended(_Transposed.apply, 7, bent),
 )
 convolution_weight_gradient = _registered(
     Product(
         "convolution_weight_gradient",
-        "(Tensor small, Tensor big, int height, int width, int stride, int padding) -> Tensor",
+        "(Tensor small, Tensor big, int height, int width, int stride, int padding, ScalarType? dtype=None) -> Tensor",
         convolution_weight_gradient_reference,
-        summed=lambda *_: 2,  # pixels, of which the last may be alone
-        winograd=lambda small, big, height, width, stride, padding: _winograd_applies(
+        given=6,
+        end=_to,
+        fits=_pair_fits,
+        winograd=lambda small, big, height, width, stride, padding, *_: _winograd_applies(
             small.shape[2:], big.shape[2:], (height, width), stride, padding, 2
         ),
     ),
     _weight_fake,
     _WeightGradient.apply,
 )
+_ENDS = {convolve.overload: 5, transposed_convolve.overload: 7}  # where the slope stands
+
+
+def activates(overload: Callable[..., Any], arguments: Sequence[Any]) -> bool:
+    """Whether a call, as the dispatcher sees it, is a convolution with an activation in its end."""
+    at = _ENDS.get(overload)
+    return at is not None and len(arguments) > at and arguments[at] != 1

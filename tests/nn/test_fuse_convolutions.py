@@ -99,6 +99,29 @@ def test_under_autocast_it_convolves_in_bfloat16() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in fused.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_in_evaluation_the_convolution_activates_and_casts(dtype: torch.dtype) -> None:
+    """Nothing goes over a map, or over the folded weight in fewer bits, after the convolution."""
+    plain, fused = (network.eval() for network in networks())
+    x = torch.randn(6, 4, 8, 8)
+    names: list[str] = []
+
+    class Others(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if any(isinstance(a, Tensor) and a.dim() == 4 for a in args):
+                names.append(op.__name__.partition(".")[0])
+            return op(*args, **(kwargs or {}))
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected = plain(x)
+        with Others():
+            y = fused(x)
+    assert names.count("convolve") + names.count("transposed_convolve") == 3
+    assert not {"relu_", "leaky_relu_", "clamp_min_"} & set(names)
+    assert names.count("_to_copy") == (dtype == torch.bfloat16)  # the input's
+    torch.testing.assert_close(y.float(), expected.float(), rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
+
+
 def test_what_batch_norm_made_is_not_kept_but_made_again() -> None:
     kept: list[Tensor] = []
 

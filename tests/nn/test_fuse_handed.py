@@ -187,7 +187,8 @@ def test_under_autocast_all_of_it_is_in_few_bits(served: Callable[..., None]) ->
             results.append(step(network, x))
         assert ("conv_norm" in called.names) is on
     assert results[0][0].dtype == torch.bfloat16
-    assert all(map(torch.equal, *results))
+    # a convolution alone leaves its weight's gradient in float32
+    assert all(map(torch.equal, *([t.bfloat16() for t in result] for result in results)))
 
 
 def test_no_gradient_is_asked_for(served: Callable[..., None]) -> None:

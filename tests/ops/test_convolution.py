@@ -63,6 +63,39 @@ def test_the_weight_gradient_is_differentiable_too() -> None:
     assert torch.autograd.gradgradcheck(lambda s, b: convolution_weight_gradient(s, b, 4, 4, 2, 1), inputs)
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("output_padding", [None, 0])
+def test_an_activation_in_the_end(output_padding: int | None, slope: float) -> None:
+    big, small, weight = SMALL.make(DOUBLE)
+    x, bias = (big, torch.randn(SMALL.a, dtype=DOUBLE)) if output_padding is None else (small, torch.randn(SMALL.b, dtype=DOUBLE))
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return convolution(x, weight, bias, 2, 1, output_padding, slope)
+
+    z = F.conv2d(*inputs, 2, 1) if output_padding is None else F.conv_transpose2d(*inputs, 2, 1)
+    torch.testing.assert_close(ours(*inputs), F.leaky_relu(z, slope), rtol=1e-10, atol=1e-10)
+    assert torch.autograd.gradcheck(ours, inputs)
+    assert torch.autograd.gradgradcheck(ours, inputs)
+
+
+def test_maps_in_fewer_bits_than_the_weight() -> None:
+    """As of a weight that is cast, which gets its gradient in its own type."""
+    big, small, weight = SMALL.make(torch.bfloat16)
+    weight = (weight.float() * 1.003).requires_grad_()
+    for x, output_padding in ((big, None), (small, 0)):
+        x = x.requires_grad_()
+        y = convolution(x, weight, None, 2, 1, output_padding)
+        cast = convolution(x, weight.bfloat16(), None, 2, 1, output_padding)
+        assert torch.equal(y, cast)
+        upstream = torch.randn_like(y)
+        of_x, of_weight = torch.autograd.grad(y, (x, weight), upstream)
+        expected_x, expected_weight = torch.autograd.grad(cast, (x, weight), upstream)
+        assert of_weight.dtype == torch.float32
+        assert torch.equal(of_x, expected_x)
+        assert torch.equal(of_weight.bfloat16(), expected_weight.bfloat16())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_opcheck(dtype: torch.dtype) -> None:
     big, small, weight = (t.requires_grad_() for t in SMALL.make(dtype))
@@ -70,6 +103,11 @@ def test_opcheck(dtype: torch.dtype) -> None:
     opcheck(torch.ops.ganfast.convolve.default, (big, weight, bias, 2, 1), rtol=1e-2, atol=1e-2)
     opcheck(torch.ops.ganfast.transposed_convolve.default, (small, weight, None, 2, 1, *SMALL.extents), rtol=1e-2, atol=1e-2)
     opcheck(torch.ops.ganfast.convolution_weight_gradient.default, (small, big, 4, 4, 2, 1), rtol=1e-2, atol=1e-2)
+    wide = weight.detach().float().requires_grad_()
+    opcheck(torch.ops.ganfast.convolve.default, (big, wide, bias, 2, 1, 0.2), rtol=1e-2, atol=1e-2)
+    opcheck(torch.ops.ganfast.transposed_convolve.default, (small, wide, None, 2, 1, *SMALL.extents, 0.0), rtol=1e-2, atol=1e-2)
+    arguments = small, big, 4, 4, 2, 1, torch.float32
+    opcheck(torch.ops.ganfast.convolution_weight_gradient.default, arguments, rtol=1e-2, atol=1e-2)
 
 
 def test_it_compiles_in_one_graph() -> None:

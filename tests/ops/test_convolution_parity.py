@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import BATCH_LAYOUTS
 from convolution_checks import CASES, Case
 from parity import assert_parity
@@ -123,6 +124,51 @@ def test_nan_and_inf_stay_where_they_reach(dtype: torch.dtype, value: float) -> 
             found, expected = getattr(torch.ops.ganfast, f"tiled_{name}")(*arguments), reference(*exact(arguments))
             assert torch.equal(found.isfinite(), expected.isfinite()), name
             assert not found.isfinite().all()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_weight_in_float32_is_rounded_when_it_is_read_and_its_gradient_not_at_all(case: Case) -> None:
+    for name, arguments, *_ in products(case, torch.bfloat16):
+        for kernel in kernels(case, name):
+            if name == "convolution_weight_gradient":
+                found = kernel(*arguments, torch.float32)
+                assert found.dtype == torch.float32
+                assert torch.equal(found.bfloat16(), kernel(*arguments)), kernel
+                assert not torch.equal(found, found.bfloat16().float()), kernel
+            else:
+                x, weight, *others = arguments
+                assert isinstance(weight, Tensor)
+                wide = weight.float() * (1 + torch.rand(weight.shape) / 64)
+                assert torch.equal(kernel(x, wide, *others), kernel(x, wide.bfloat16(), *others)), kernel
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_activation_in_the_end(case: Case, dtype: torch.dtype, slope: float) -> None:
+    for name, arguments, reference, length in products(case, dtype):
+        for kernel in kernels(case, name) if name != "convolution_weight_gradient" else ():
+            z, y = kernel(*arguments), kernel(*arguments, slope)
+            assert torch.equal(y[z >= 0], z[z >= 0]), kernel
+            assert (z < 0).any()
+            if slope == 0:
+                assert not y[z < 0].any(), kernel
+            elif dtype == torch.float32:
+                assert torch.equal(y, F.leaky_relu(z, slope)), kernel
+            else:  # of the sum before it is rounded
+                tiles = {"scale": reference(*exact(arguments)).abs().max().item()} if "winograd" in str(kernel) else {}
+                expected = reference(*arguments, slope), reference(*exact(arguments), slope)
+                assert_parity(y, *expected, reduce_length=length, name=str(kernel), **tiles)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_no_activation_hides_nan_and_relu_ends_infinity(value: float) -> None:
+    big, weight = torch.randn(2, 4, 6, 6), torch.rand(3, 4, 3, 3)
+    big[0, 0, 0, 0] = value
+    found = torch.ops.ganfast.tiled_convolve(big, weight, None, 1, 1, 0.0)
+    expected = torch.relu(F.conv2d(big, weight, None, 1, 1))
+    torch.testing.assert_close(found, expected, equal_nan=True)
+    assert found.isnan().any() == (value != value)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 7, 7), (2, 4, 8, 6), (2, 4, 8, 8)])
