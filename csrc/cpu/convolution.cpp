@@ -344,9 +344,11 @@ void to_weight(const S* small, const Map& map, const Geometry& g, G* weight) {
     std::memset(zeros.bytes(), 0, widest);
     const S* const nothing = reinterpret_cast<const S*>(zeros.bytes());
 
-    // small as [block][tile of channels][word][channel]
-    const Scratch packed(heights * words * tile.rows * WORD);
-    for_each_task(ceil_div(words, block), [&](int64_t b) {
+    // Words of small: one of float32 is a number of a pixel, and those of two pixels are packed as [block][tile of
+    // channels][word][channel].
+    constexpr bool PACKED = PER_WORD<S> > 1;
+    const Scratch packed(PACKED ? heights * words * tile.rows * WORD : 0);
+    for_each_task(PACKED ? ceil_div(words, block) : 0, [&](int64_t b) {
         const int64_t first = b * block, end = std::min(words, first + block);
         for (int64_t k = first; k < end; ++k) {
             const S* one = small + k * PER_WORD<S> * g.a;
@@ -359,6 +361,11 @@ void to_weight(const S* small, const Map& map, const Geometry& g, G* weight) {
             }
         }
     });
+    const auto word_of = [&](int64_t first, int64_t length, int64_t height, int64_t r) {
+        const int64_t a = std::min(height * tile.rows + r, g.a - 1);  // beyond the last channel nobody reads the sums
+        return PACKED ? packed.bytes() + ((first * heights + height * length) * tile.rows + r) * WORD
+                      : reinterpret_cast<const char*>(small + first * g.a + a);
+    };
 
     // A group of panels goes through the pixels together, so that what their taps share of big is read from a near cache.
     const int64_t splits = std::clamp<int64_t>(std::min(SPLITS / panels, words / block), 1, SPLITS),
@@ -374,14 +381,14 @@ void to_weight(const S* small, const Map& map, const Geometry& g, G* weight) {
         std::vector<char> of_block(block * tile.columns * WORD);
         for (int64_t b = split * blocks / splits; b < (split + 1) * blocks / splits; ++b) {
             const int64_t first = b * block, length = std::min(words - first, block);
-            const char* const of_small = packed.bytes() + first * heights * tile.rows * WORD;
             for (int64_t panel = begin; panel < end; ++panel) {
                 pack_pixels(map, g, nothing, first, length, panel * tile.columns, tile.columns, of_block.data());
                 for (int64_t height = 0; height < heights; ++height) {
                     const char* lines[MOST_ROWS];
-                    for (int64_t r = 0; r < tile.rows; ++r) lines[r] = of_small + (height * length * tile.rows + r) * WORD;
+                    for (int64_t r = 0; r < tile.rows; ++r) lines[r] = word_of(first, length, height, r);
                     alignas(64) float product[MOST_ROWS * MOST_COLUMNS];
-                    tile.multiply(lines, 0, 1, length, tile.rows * WORD, of_block.data(), product, length * tile.rows * WORD);
+                    tile.multiply(lines, 0, 1, length, PACKED ? tile.rows * WORD : g.a * WORD, of_block.data(), product,
+                                  PACKED ? length * tile.rows * WORD : 0);
                     add(product, sums + panel * sums_each + height * tile.rows * tile.columns, tile.rows * tile.columns);
                 }
             }
