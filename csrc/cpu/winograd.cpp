@@ -213,6 +213,7 @@ void convolve_by(const S* in, const Map& from, const Weight<S>& weight, const Ge
 
 constexpr int64_t SPANNED = 1 << 23;  // bytes of small, turned back, that stay in the last-level cache
 constexpr int64_t BLOCK = 128;        // words of tiles that are summed over before the next ones
+constexpr int64_t TURNED = 8;         // words of small that are turned back in a task
 constexpr int64_t LINE = 64;          // bytes
 
 // weight = small, turned back to products, times big, read, summed over tiles and weighed back
@@ -294,9 +295,9 @@ void weight_by(const S* small, const S* big, const Geometry& g, G* weight, const
     const Scratch lasting(span < words ? slices * slice_sums * sizeof(float) : 0);
     for (int64_t start = 0; start < words; start += span) {
         const int64_t stop = std::min(words, start + span);
-        for_each_task(ceil_div(stop - start, BLOCK), [&](int64_t block) {
-            const int64_t first = start + block * BLOCK;
-            for (int64_t word = first; word < std::min(stop, first + BLOCK); ++word) turn(word);
+        for_each_task(ceil_div(stop - start, TURNED), [&](int64_t task) {
+            const int64_t first = start + task * TURNED;
+            for (int64_t word = first; word < std::min(stop, first + TURNED); ++word) turn(word);
         });
         for_each_task(slices, [&](int64_t slice) {
             const Scratch own(span < words ? 0 : slice_sums * sizeof(float)), panels(P * panel_bytes);
