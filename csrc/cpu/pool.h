@@ -1,8 +1,9 @@
 // Large results in memory that is kept between calls.
 //
 // glibc gives large blocks back to the system when they are freed, and the next tensors fault on every page anew. Here a freed
-// block waits for the next tensor that fills half of it. What is in use and what waits are together no more than what was in
-// use at once before, or GANFAST_POOL_MB (64 unless set; 0 keeps nothing): what waited longest goes first.
+// block waits for the next tensor that fills half of it, the last one first, as it is in a cache still. What is in use and what
+// waits are together no more than what was in use at once before, or GANFAST_POOL_MB (64 unless set; 0 keeps nothing): what
+// waited longest goes first.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +34,7 @@ public:
             auto best = waiting_.end();
             for (auto at = waiting_.begin(); at != waiting_.end(); ++at) {
                 const size_t other = (*at)->size;
-                if (other >= size && other <= 2 * size && (best == waiting_.end() || other < (*best)->size)) best = at;
+                if (other >= size && other <= 2 * size && (best == waiting_.end() || other <= (*best)->size)) best = at;
             }
             if (best != waiting_.end()) {
                 found = *best;
