@@ -92,6 +92,9 @@ public:
         : wide_(weight.scalar_type() == ScalarType::Float ? data_of<float>(weight) : nullptr),
           narrow_(wide_ ? nullptr : data_of<S>(weight)) {}
 
+    // Whether `run` needs memory.
+    bool lies_otherwise() const { return !std::is_same_v<S, float> && wide_; }
+
     // body(the numbers)
     template <typename F>
     void visit(const F& body) const {
@@ -130,11 +133,11 @@ inline void turn_words(const char* const* rows, int64_t offset, char* out, int64
     std::memcpy(&b, rows[1] + offset, sizeof b);
     std::memcpy(&c, rows[2] + offset, sizeof c);
     std::memcpy(&d, rows[3] + offset, sizeof d);
-    const Four low{0, 4, 1, 5}, high{2, 6, 3, 7}, first{0, 1, 4, 5}, last{2, 3, 6, 7};
-    const Four ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
-    const Four ab_high = __builtin_shuffle(a, b, high), cd_high = __builtin_shuffle(c, d, high);
-    const Four turned[4] = {__builtin_shuffle(ab, cd, first), __builtin_shuffle(ab, cd, last),
-                            __builtin_shuffle(ab_high, cd_high, first), __builtin_shuffle(ab_high, cd_high, last)};
+    const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    const Four ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7), cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    const Four turned[4] = {__builtin_shufflevector(ab, cd, 0, 1, 4, 5), __builtin_shufflevector(ab, cd, 2, 3, 6, 7),
+                            __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5),
+                            __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7)};
     for (int i = 0; i < 4; ++i) std::memcpy(out + i * apart, &turned[i], sizeof turned[i]);
 }
 
@@ -210,7 +213,7 @@ template <typename S>
 void pack_for_small(const Weight<S>& weight, const Geometry& g, const std::vector<int64_t>& taps, const Panels& panels,
                     int64_t panel, char* packed) {
     const int64_t first = panel * panels.columns, rows = std::min(panels.columns, g.a - first);
-    std::vector<S> memory(rows * g.b);
+    std::vector<S> memory(weight.lies_otherwise() ? rows * g.b : 0);
     for (const int64_t tap : taps) {
         const char* lines[MOST_COLUMNS];
         for (int64_t c = 0; c < rows; ++c) {

@@ -1,9 +1,9 @@
 // Large results in memory that is kept between calls.
 //
 // glibc gives large blocks back to the system when they are freed, and the next tensors fault on every page anew. Here a freed
-// block waits for the next tensor that fills half of it, the last one first, as it is in a cache still. What is in use and what
-// waits are together no more than what was in use at once before, or GANFAST_POOL_MB (64 unless set; 0 keeps nothing): what
-// waited longest goes first.
+// block waits for the next tensor that fills half of it. Of those that would serve, the smallest does, and of equal ones the last
+// one freed, as it is in a cache still. What is in use and what waits are together no more than what the last 4096 results, or
+// twice as many, had in use at once, or GANFAST_POOL_MB (64 unless set; 0 keeps nothing): what waited longest goes first.
 #pragma once
 
 #include <algorithm>
@@ -27,69 +27,89 @@ public:
 
     void* take(size_t bytes) {
         const size_t size = (bytes + PAGE - 1) / PAGE * PAGE;
-        std::vector<Block*> freed;
-        Block* found = nullptr;
-        {
-            const std::lock_guard<std::mutex> lock(mutex_);
-            auto best = waiting_.end();
-            for (auto at = waiting_.begin(); at != waiting_.end(); ++at) {
-                const size_t other = (*at)->size;
-                if (other >= size && other <= 2 * size && (best == waiting_.end() || other <= (*best)->size)) best = at;
-            }
-            if (best != waiting_.end()) {
-                found = *best;
-                waiting_.erase(best);
-                kept_ -= found->size;
-            }
-            used_ += found ? found->size : size;
-            most_ = std::max(most_, used_);
-            freed = beyond();
-        }
-        for (Block* block : freed) std::free(block);
+        Block* found = waiting(size);
+        shrink();
+        if (!found) found = allocated(size);
         if (!found) {
-            found = static_cast<Block*>(std::aligned_alloc(HEADER, size + HEADER));
-            if (!found) {
-                const std::lock_guard<std::mutex> lock(mutex_);
-                used_ -= size;
-            }
-            STD_TORCH_CHECK(found != nullptr, "not enough memory: ", bytes, " bytes for a result");
-            found->size = size;
+            shrink(true);
+            found = allocated(size);
         }
+        if (!found) {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            used_ -= size;
+        }
+        STD_TORCH_CHECK(found != nullptr, "not enough memory: ", bytes, " bytes for a result");
         return reinterpret_cast<char*>(found) + HEADER;
     }
 
     void give(void* data) {
         Block* const block = reinterpret_cast<Block*>(static_cast<char*>(data) - HEADER);
-        std::vector<Block*> freed;
         {
             const std::lock_guard<std::mutex> lock(mutex_);
+            most_ = std::max(most_, used_);  // here, so that memory that was refused does not count
             used_ -= block->size;
             kept_ += block->size;
             waiting_.push_back(block);
-            freed = beyond();
         }
-        for (Block* each : freed) std::free(each);
+        shrink();
     }
 
 private:
     static constexpr size_t HEADER = 64;  // keeps the data on a cache line of its own
     static constexpr size_t PAGE = 4096;
+    static constexpr int64_t RECENT = 4096;  // results
     struct Block {
         size_t size;  // of what follows the header
     };
 
-    // Those that waited longest and are too much, out of the pool.
-    std::vector<Block*> beyond() {
-        auto end = waiting_.begin();
-        for (; end != waiting_.end() && used_ + kept_ > std::max(most_, limit_); ++end) kept_ -= (*end)->size;
-        const std::vector<Block*> found(waiting_.begin(), end);
-        waiting_.erase(waiting_.begin(), end);
+    static Block* allocated(size_t size) {
+        auto* const block = static_cast<Block*>(std::aligned_alloc(HEADER, size + HEADER));
+        if (block) block->size = size;
+        return block;
+    }
+
+    // A block that waited, if one serves; either way as much is in use from now on.
+    Block* waiting(size_t size) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (taken_++ % RECENT == 0) {
+            before_ = most_;
+            most_ = used_;
+        }
+        auto best = waiting_.end();
+        for (auto at = waiting_.begin(); at != waiting_.end(); ++at) {
+            const size_t other = (*at)->size;
+            if (other >= size && other <= 2 * size && (best == waiting_.end() || other <= (*best)->size)) best = at;
+        }
+        if (best == waiting_.end()) {
+            used_ += size;
+            return nullptr;
+        }
+        Block* const found = *best;
+        waiting_.erase(best);
+        kept_ -= found->size;
+        used_ += found->size;
         return found;
     }
 
+    // Frees those that waited longest and are too much, or all that wait.
+    void shrink(bool all = false) {
+        std::vector<Block*> freed;
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            const size_t allowed = std::max({most_, before_, limit_});
+            auto end = waiting_.begin();
+            for (; end != waiting_.end() && (all || used_ + kept_ > allowed); ++end) kept_ -= (*end)->size;
+            freed.assign(waiting_.begin(), end);
+            waiting_.erase(waiting_.begin(), end);
+        }
+        for (Block* block : freed) std::free(block);
+    }
+
     std::mutex mutex_;
-    std::vector<Block*> waiting_;            // the one that waited longest first
-    size_t used_ = 0, kept_ = 0, most_ = 0;  // bytes in use, waiting, and in use at once so far
+    std::vector<Block*> waiting_;   // the one that waited longest first
+    size_t used_ = 0, kept_ = 0;    // bytes in use and waiting
+    int64_t taken_ = 0;             // how often
+    size_t most_ = 0, before_ = 0;  // bytes in use at once since the last RECENT began, and in those before
     const size_t limit_ = [] {
         const char* megabytes = std::getenv("GANFAST_POOL_MB");
         return static_cast<size_t>(megabytes ? std::strtoull(megabytes, nullptr, 10) : 64) << 20;

@@ -31,7 +31,7 @@ from ganfast.nn.conv import FORWARDS, convolve, plain
 from ganfast.nn.groups import Grouped, groups_of, measures
 from ganfast.nn.handed import Handed, Statistics, convolve_between, made
 from ganfast.ops.batch_norm import batch_norm_act
-from ganfast.ops.convolution import keep_recipe
+from ganfast.ops.convolution import bent, keep_recipe
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
 
@@ -64,11 +64,7 @@ class Activation(NamedTuple):
 
     def over(self, y: Tensor) -> Tensor:
         """The activation of a ``y`` that nobody else reads, in its memory where autograd allows that."""
-        if self.tanh:
-            return torch.tanh_(y)
-        if self.slope == 0:
-            return torch.relu_(y)
-        return F.leaky_relu(y, self.slope, inplace=self.slope >= 0)
+        return torch.tanh_(y) if self.tanh else bent(y, self.slope)
 
 
 def chain(act: Any, norm: Any, conv: Any, x: Any, /, *rest: Any, **keywords: Any) -> Any:
@@ -108,7 +104,7 @@ def _run(part: Part, x: Any, rest: tuple[Any, ...], keywords: dict[str, Any], ha
     x = made(x)
     if _folds(conv, norm, x):
         norm._check_input_dim(x)
-        if activation is not None and not activation.tanh and activation.slope >= 0:
+        if activation is not None and not activation.tanh:
             return _convolve_folded(conv, norm, x, activation.slope)
         y = _convolve_folded(conv, norm, x, 1.0)
     else:

@@ -13,12 +13,12 @@ factors, and its gradient by one of them is another of the three, so they can be
 and ``width`` are those of what the others do not determine: of b, and of the kernel.
 
 The first two end with an activation, if asked to: of each sum z, bias and all, they give z where it is positive, else ``slope`` z
-(>= 0; 1, the default, is no activation).
+(1, the default, is no activation).
 
 Factors are float32 or bfloat16 (in bfloat16 with an even number of channels to sum over); sums are float32. A weight for maps in
-bfloat16 may be float32: it is rounded as it is read, and its gradient, where ``dtype`` says float32, not at all. Results have the
-maps' dtype and lie channels last, and factors that lie otherwise are copied first. Every number is one sum in a fixed order, so
-results do not depend on the number of threads.
+bfloat16 may be float32: it is rounded as it is read, and its gradient, where ``dtype`` says float32, not at all (PyTorch's way
+rounds and casts). Results have the maps' dtype and lie channels last, and factors that lie otherwise are copied first. Every
+number is one sum in a fixed order, so results do not depend on the number of threads.
 
 :func:`convolution` is what modules call. On the CPU three ways each win for some shapes, so each of the products is measured once
 for each shape (:mod:`ganfast.tuning`), unless ``GANFAST_CPU`` is set: PyTorch's own (oneDNN); ``tiled``, rows of pixels times
@@ -96,8 +96,7 @@ def lies_last(weight: Tensor) -> bool:
 
 def convolve_reference(big: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, slope: float = 1.0) -> Tensor:
     """s (N, A, h, w), with bias (A,) added and what is negative multiplied by ``slope``."""
-    weight = weight.to(big.dtype)
-    s = aten.convolution(big, weight, _in(big, bias), [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+    s = aten.convolution(big, _narrow(weight, big), _in(big, bias), [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
     return bent(_last(s), slope)
 
 
@@ -112,10 +111,9 @@ def transposed_convolve_reference(
     slope: float = 1.0,
 ) -> Tensor:
     """b (N, B, height, width), with bias (B,) added and what is negative multiplied by ``slope``."""
-    weight = weight.to(small.dtype)
     least = [(small.shape[i] - 1) * stride - 2 * padding + weight.shape[i] for i in (2, 3)]
     more = [height - least[0], width - least[1]]
-    b = aten.convolution(small, weight, _in(small, bias), [stride] * 2, [padding] * 2, [1, 1], True, more, 1)
+    b = aten.convolution(small, _narrow(weight, small), _in(small, bias), [stride] * 2, [padding] * 2, [1, 1], True, more, 1)
     return bent(_last(b), slope)
 
 
@@ -133,15 +131,20 @@ def convolution_weight_gradient_reference(
 aten = torch.ops.aten
 
 
+def _narrow(weight: Tensor, x: Tensor) -> Tensor:
+    """A float32 weight, where maps have fewer bits, in theirs; other types that differ are for PyTorch to refuse."""
+    return weight.to(x.dtype) if weight.dtype == torch.float32 and x.element_size() < 4 else weight
+
+
 def _in(x: Tensor, bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.to(x.dtype)
 
 
 def bent(z: Tensor, slope: float = 1.0) -> Tensor:
-    """z > 0 as it is, else ``slope`` z: of a z that nobody else reads, in its memory."""
+    """z > 0 as it is, else ``slope`` z: of a z that nobody else reads, in its memory where autograd allows that."""
     if slope == 1:
         return z
-    return torch.relu_(z) if slope == 0 else F.leaky_relu_(z, slope)
+    return torch.relu_(z) if slope == 0 else F.leaky_relu(z, slope, inplace=slope > 0)
 
 
 def _to(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -86,3 +86,46 @@ def test_a_block_serves_what_fills_half_of_it_and_no_more_is_kept_than_was_in_us
     assert reused == ["True", "False"]
     # 18 MB were in use at once, and before the loop 8 and 10 waited; all seven sizes are 98 MB
     assert int(grown) < 10
+
+
+REFUSED = """
+import resource
+import torch
+from ganfast.ops.spectral_norm import spectral_norm
+
+def arguments(kilobytes):
+    weight = torch.ones(1024, kilobytes // 4)
+    return [weight], torch.ones(1024), torch.ones(kilobytes // 4), [0], 0, 1e-12, None
+def result(given): return spectral_norm(*given)[0][0]
+def resident(): return int(open("/proc/self/statm").read().split()[1]) // 256
+def limit(megabytes):
+    used = int(open("/proc/self/statm").read().split()[0]) << 12
+    resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), resource.RLIM_INFINITY))
+
+few, some, more, many = (arguments(kilobytes) for kilobytes in (64, 40 << 10, 45 << 10, 400 << 10))
+before = resident()
+result(some)
+print(resident() - before)
+limit(15)
+result(more)  # which fits into what the block that waits leaves, if that is given back
+try:
+    result(many)
+except RuntimeError as error:
+    print(str(error).partition("\\n")[0].rpartition(": ")[2].replace(" ", "_"))
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+result(some)
+print(resident() - before)
+for _ in range(3 * 4096): result(few)
+print(resident() - before)
+"""
+
+
+def test_what_waits_is_given_back_where_memory_ends_and_where_it_was_long_not_asked_for() -> None:
+    environment = os.environ | {"GANFAST_POOL_MB": "1"}
+    done = subprocess.run([sys.executable, "-c", REFUSED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, refused, held, left = done.stdout.split()
+    assert refused == f"{400 << 20}_bytes_for_a_result"
+    assert int(first) >= 40
+    assert 40 <= int(held) < 50  # one block: that of 40 MB, which the one of 45 MB serves; nothing for the 400 that were refused
+    assert int(left) < 5
