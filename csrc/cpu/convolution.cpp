@@ -229,22 +229,55 @@ void to_small(const S* big, const Weight<S>& weight, const Finish& finish, const
     run({reinterpret_cast<const char*>(big), whole.H, whole.W, whole.b * static_cast<int64_t>(sizeof(S))}, whole);
 }
 
+// to[j apart + c] += from[j stride + c] for j < count and c < run, a multiple of 4, every `turns`-th j after the other: two that
+// follow one another do not overlap then, so that nothing waits for what was just written
+GANFAST_SIMD inline void fold(const float* from, int64_t stride, int64_t count, int64_t run, int64_t turns, int64_t apart,
+                              float* to) {
+    typedef float Four __attribute__((vector_size(16)));
+    for (int64_t turn = 0; turn < turns; ++turn) {
+        for (int64_t j = turn; j < count; j += turns) {
+            for (int64_t c = 0; c < run; c += 4) {
+                Four sum, more;
+                std::memcpy(&sum, to + j * apart + c, sizeof sum);
+                std::memcpy(&more, from + j * stride + c, sizeof more);
+                sum += more;
+                std::memcpy(to + j * apart + c, &sum, sizeof sum);
+            }
+        }
+    }
+}
+
 // big of few channels: the products of every pixel of small with all of the weight, which are added where they belong.
 template <typename S>
 void fold_to_big(const S* small, const Weight<S>& weight, const Finish& finish, const Geometry& g, S* big) {
     const Tile& tile = tile_for(PER_WORD<S> == 2);
-    const int64_t columns = g.columns(), pixels = g.h * g.w, words = words_of<S>(g.a);
+    // the columns of a row of the kernel, which are neighbours, with zeros up to a multiple of 4
+    const int64_t run = ceil_div(g.width * g.b, 4) * 4, columns = g.height * run, pixels = g.h * g.w, words = words_of<S>(g.a);
     const Panels panels{1, words, tile.columns, ceil_div(columns, tile.columns)};
     const Scratch packed(panels.bytes());
-    const Geometry matrix{g.samples, g.a, 1, 1, columns, 1, 1, 1, 1, 1, 0};
-    for_each_task(panels.count, [&](int64_t panel) {
-        pack_for_big(weight, matrix, {0}, panels, panel, packed.bytes() + panel * panels.bytes_each());
+    weight.visit([&](const auto* numbers) {
+        using W = std::decay_t<decltype(*numbers)>;
+        std::vector<W> spread(g.a * columns);
+        for (int64_t row = 0; row < g.a * g.height; ++row) {
+            std::copy_n(numbers + row * g.width * g.b, g.width * g.b, spread.data() + row * run);
+        }
+        for_each_task(panels.count, [&](int64_t panel) {
+            const int64_t first = panel * tile.columns;
+            const S* const type = nullptr;
+            pack_columns(type, static_cast<const W*>(spread.data() + first), columns, words, std::min(tile.columns, columns - first),
+                         tile.columns, packed.bytes() + panel * panels.bytes_each());
+        });
     });
+    std::vector<float> bias;
+    for (int64_t i = 0; finish.bias && i < g.W * g.b; ++i) bias.push_back(finish.bias[i % g.b]);
+    const Finish of_line{finish.bias ? bias.data() : nullptr, finish.slope};
+
     for_each_task(g.samples, [&](int64_t n) {
-        const int64_t stride = panels.count * tile.columns, line = g.W * g.b;
-        const Scratch memory(ceil_div(pixels, tile.rows) * tile.rows * stride * sizeof(float));
-        float* const products = memory.floats();
-        std::vector<float> sums(g.H * line);
+        const int64_t stride = panels.count * tile.columns, left = g.padding * g.b;
+        const int64_t line = std::max(g.stride * (g.w - 1) * g.b + run, left + g.W * g.b);  // with its padding
+        const Scratch memory((ceil_div(pixels, tile.rows) * tile.rows * stride + g.H * line) * sizeof(float));
+        float *const products = memory.floats(), *const sums = products + ceil_div(pixels, tile.rows) * tile.rows * stride;
+        std::fill_n(sums, g.H * line, 0.0f);
         alignas(64) float of_tile[MOST_ROWS * MOST_COLUMNS];
         for (int64_t first = 0; first < pixels; first += tile.rows) {
             const char* lines[MOST_ROWS];
@@ -264,21 +297,14 @@ void fold_to_big(const S* small, const Weight<S>& weight, const Finish& finish, 
             for (int64_t ky = 0; ky < g.height; ++ky) {
                 const int64_t y = g.stride * i - g.padding + ky;
                 if (y < 0 || y >= g.H) continue;
-                for (int64_t j = 0; j < g.w; ++j) {
-                    // the columns of a row of the kernel are neighbours, and so are the pixels that they go to
-                    const int64_t left = g.stride * j - g.padding;
-                    const int64_t begin = std::max<int64_t>(0, -left), end = std::min(g.width, g.W - left);
-                    const float* from = products + (i * g.w + j) * stride + ky * g.width * g.b;
-                    float* to = sums.data() + y * line + left * g.b;
-                    for (int64_t c = begin * g.b; c < end * g.b; ++c) to[c] += from[c];
-                }
+                fold(products + i * g.w * stride + ky * run, stride, g.w, run, ceil_div(g.width, g.stride), g.stride * g.b,
+                     sums + y * line);
             }
         }
-        if (finish.bias) {
-            for (int64_t i = 0; i < g.H * line; ++i) sums[i] += finish.bias[i % g.b];
+        for (int64_t y = 0; y < g.H; ++y) {
+            S* const to = big + (n * g.H + y) * g.W * g.b;
+            store(sums + y * line + left, 1, g.W * g.b, g.W * g.b, of_line, &to);
         }
-        S* const to = big + n * g.H * line;
-        store(sums.data(), 1, g.H * line, g.H * line, Finish{nullptr, finish.slope}, &to);
     });
 }
 
