@@ -264,8 +264,8 @@ void fold_to_big(const S* small, const Weight<S>& weight, const Finish& finish, 
         for_each_task(panels.count, [&](int64_t panel) {
             const int64_t first = panel * tile.columns;
             const S* const type = nullptr;
-            pack_columns(type, static_cast<const W*>(spread.data() + first), columns, words, std::min(tile.columns, columns - first),
-                         tile.columns, packed.bytes() + panel * panels.bytes_each());
+            pack_columns(type, static_cast<const W*>(spread.data() + first), columns, words,
+                         std::min(tile.columns, columns - first), tile.columns, packed.bytes() + panel * panels.bytes_each());
         });
     });
     std::vector<float> bias;
@@ -430,15 +430,108 @@ void to_weight(const S* small, const Map& map, const Geometry& g, G* weight) {
     });
 }
 
+// The pixels of big, of few channels, as a plane for each channel and phase: [sample][channel][y % stride][x % stride][y][x],
+// with zeros for padding. What a tap and a channel meet at a row of small is a run of memory then.
+template <typename S>
+class Planes {
+public:
+    Planes(const S* big, const Geometry& g)
+        : g_(g),
+          height_(g.h + (g.height - 1) / g.stride),
+          width_(g.w + (g.width - 1) / g.stride),
+          each_(g.b * g.stride * g.stride * height_ * width_),
+          memory_(g.samples * each_ * sizeof(S)) {
+        for_each_task(g.samples, [&](int64_t n) {
+            S* const planes = reinterpret_cast<S*>(memory_.bytes()) + n * each_;
+            std::memset(static_cast<void*>(planes), 0, each_ * sizeof(S));
+            for (int64_t y = 0; y < std::min(g.H, g.stride * height_ - g.padding); ++y) {
+                for (int64_t x = 0; x < std::min(g.stride, g.W); ++x) {  // and every `stride`-th pixel after it
+                    const int64_t count = std::min(ceil_div(g.W - x, g.stride), width_ - (x + g.padding) / g.stride);
+                    const S* const from = big + ((n * g.H + y) * g.W + x) * g.b;
+                    for (int64_t c = 0; c < g.b; ++c) {
+                        S* const to = planes + offset(c, y + g.padding, x + g.padding);
+                        for (int64_t i = 0; i < count; ++i) to[i] = from[i * g.stride * g.b + c];
+                    }
+                }
+            }
+        });
+    }
+
+    // Where in a sample's planes a channel of a padded pixel lies.
+    int64_t offset(int64_t c, int64_t y, int64_t x) const {
+        const int64_t plane = (c * g_.stride + y % g_.stride) * g_.stride + x % g_.stride;
+        return (plane * height_ + y / g_.stride) * width_ + x / g_.stride;
+    }
+
+    const char* bytes() const { return memory_.bytes(); }
+    int64_t bytes_each() const { return each_ * sizeof(S); }
+
+private:
+    const Geometry g_;
+    const int64_t height_, width_, each_;
+    Scratch memory_;
+};
+
+// The same where big has few channels: the weight's columns are the rows of the product then, and small's channels its columns.
+template <typename S, typename G>
+void few_to_weight(const S* small, const S* big, const Geometry& g, G* weight) {
+    constexpr int64_t N = PER_WORD<S>;
+    const Tile& tile = tile_for(N == 2);
+    const Planes<S> planes(big, g);
+    const int64_t columns = g.columns(), heights = ceil_div(columns, tile.rows), panels = ceil_div(g.a, tile.columns);
+    const int64_t words = g.w / N, sums_each = heights * tile.rows * tile.columns;
+
+    const int64_t most = std::max<int64_t>(1, BLOCK / words), blocks = ceil_div(g.h, most);  // rows of small at a time
+    std::vector<const char*> lines;  // by tile of columns and row of small
+    for (int64_t height = 0; height < heights; ++height) {
+        for (int64_t i = 0; i < g.h * tile.rows; ++i) {
+            const int64_t column = std::min(height * tile.rows + i % tile.rows, columns - 1), tap = column / g.b;
+            const int64_t at = planes.offset(column % g.b, tap / g.width + i / tile.rows * g.stride, tap % g.width);
+            lines.push_back(planes.bytes() + at * static_cast<int64_t>(sizeof(S)));
+        }
+    }
+
+    const int64_t splits = std::min(SPLITS, g.samples * blocks);
+    const Scratch partial(splits * panels * sums_each * sizeof(float));
+    for_each_task(splits, [&](int64_t split) {
+        float* const sums = partial.floats() + split * panels * sums_each;
+        std::fill_n(sums, panels * sums_each, 0.0f);
+        const Scratch packed(most * words * tile.columns * WORD);
+        for (int64_t i = split * g.samples * blocks / splits; i < (split + 1) * g.samples * blocks / splits; ++i) {
+            const int64_t n = i / blocks, row = i % blocks * most, rows = std::min(most, g.h - row);
+            const S* const pixels = small + (n * g.h + row) * g.w * g.a;
+            for (int64_t panel = 0; panel < panels; ++panel) {
+                const int64_t first = panel * tile.columns, width = std::min(tile.columns, g.a - first);
+                pack_columns(static_cast<const S*>(nullptr), pixels + first, g.a, rows * words, width, tile.columns,
+                             packed.bytes());
+                for (int64_t height = 0; height < heights; ++height) {
+                    // a part of the next pixels, on its way into a near cache meanwhile
+                    const int64_t bytes = rows * g.w * g.a * sizeof(S), part = panel * heights + height, parts = panels * heights;
+                    const char* const next = reinterpret_cast<const char*>(pixels) + bytes;
+                    for (int64_t at = part * bytes / parts; at < (part + 1) * bytes / parts; at += 64)
+                        __builtin_prefetch(next + at);
+                    alignas(64) float product[MOST_ROWS * MOST_COLUMNS];
+                    tile.multiply(lines.data() + (height * g.h + row) * tile.rows, n * planes.bytes_each(), rows, words, WORD,
+                                  packed.bytes(), product, 0);
+                    add(product, sums + panel * sums_each + height * tile.rows * tile.columns, tile.rows * tile.columns);
+                }
+            }
+        }
+    });
+    for (int64_t split = 1; split < splits; ++split) {
+        add(partial.floats() + split * panels * sums_each, partial.floats(), panels * sums_each);
+    }
+    for (int64_t a = 0; a < g.a; ++a) {
+        const float* const sums = partial.floats() + a / tile.columns * sums_each + a % tile.columns;
+        for (int64_t c = 0; c < columns; ++c) weight[a * columns + c] = static_cast<G>(sums[c * tile.columns]);
+    }
+}
+
 template <typename S, typename G>
 void to_weight(const S* small, const S* big, const Geometry& given, G* weight) {
     const Geometry g = given.simplified();
+    if (g.b <= FEW && g.width > 1 && g.w % PER_WORD<S> == 0) return few_to_weight(small, big, g, weight);
     const int64_t pixel = g.b * static_cast<int64_t>(sizeof(S));
-    if (g.b <= FEW && g.width > 1) {
-        const Padded<S> padded(big, g);
-        const Map map{reinterpret_cast<const char*>(padded.data()), padded.height, padded.width, pixel};
-        return to_weight(small, map, merged(g, padded.height, padded.width), weight);
-    }
     to_weight(small, {reinterpret_cast<const char*>(big), g.H, g.W, pixel}, g, weight);
 }
 
