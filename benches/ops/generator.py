@@ -63,9 +63,12 @@ def training(network: nn.Module, z: Tensor, dtype: torch.dtype) -> Callable[[], 
 
     def step() -> dict[int, Tensor]:
         network.train()
+        for p in parameters:
+            p.grad = None
         with autocast(z, dtype):
             y = network(z)
-        return dict(enumerate(torch.autograd.grad(y, parameters, upstream.to(y.dtype))))
+        y.backward(upstream.to(y.dtype))  # as a training loop does
+        return {i: p.grad for i, p in enumerate(parameters) if p.grad is not None}
 
     return step
 

@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -342,19 +343,28 @@ def _choose_on_cpu(product: Product) -> None:
     tiled, winograd = (getattr(torch.ops.ganfast, f"{kernel}_{product.name}").default for kernel in ("tiled", "winograd"))
     forced = os.environ.get("GANFAST_CPU", "auto") != "auto"
 
-    def chosen(*arguments: Any) -> Tensor:
+    def way(*arguments: Any) -> Callable[..., Tensor]:
         if not product.fits(*arguments):
-            return product.reference(*arguments)
-        ways = {"tiled": lambda: tiled(*arguments)}
+            return product.reference
+        ways = {"tiled": tiled}
         if not forced:
-            ways["torch"] = lambda: product.reference(*arguments)
+            ways["torch"] = product.reference
             if product.winograd(*arguments):
-                ways["winograd"] = lambda: winograd(*arguments)
+                ways["winograd"] = winograd
         if len(ways) == 1:
-            return ways["tiled"]()
+            return tiled
         shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in arguments)
         types = arguments[0].dtype, arguments[1].dtype
-        return ways[tuning.fastest(f"{product.name} {shapes} {types}", ways)]()
+        calls = {name: partial(call, *arguments) for name, call in ways.items()}
+        return ways[tuning.fastest(f"{product.name} {shapes} {types}", calls)]
+
+    known: dict[Any, Callable[..., Tensor]] = {}
+
+    def chosen(*arguments: Any) -> Tensor:
+        key = torch.get_num_threads(), *[(a.shape, a.dtype) if isinstance(a, Tensor) else a for a in arguments]
+        if (found := known.get(key)) is None:
+            found = known[key] = way(*arguments)
+        return found(*arguments)
 
     library.LIBRARY.impl(product.name, chosen, "CPU")
 
