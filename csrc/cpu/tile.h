@@ -86,7 +86,12 @@ struct Pair {
 template <typename Kind, int ROWS, int VECTORS>
 inline __attribute__((always_inline)) void multiply(const char* const* rows, int64_t offset, int64_t taps, int64_t words,
                                                     int64_t stride, const char* panel, float* sums, int64_t next) {
-    typename Kind::Floats sum[ROWS][VECTORS] = {};
+    typename Kind::Floats sum[ROWS][VECTORS];  // in registers, which wants every loop over it unrolled
+#pragma GCC unroll 16
+    for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) sum[r][v] = typename Kind::Floats{};
+    }
     for (int64_t t = 0; t < taps; ++t, rows += ROWS) {
         const char* row[ROWS];
         for (int r = 0; r < ROWS; ++r) row[r] = rows[r] + offset;
@@ -103,7 +108,9 @@ inline __attribute__((always_inline)) void multiply(const char* const* rows, int
             }
         }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) std::memcpy(sums + (r * VECTORS + v) * Kind::COLUMNS, &sum[r][v], sizeof sum[r][v]);
     }
 }
