@@ -91,7 +91,7 @@ constexpr int64_t CHUNK = 256;  // rows that go through all panels together: wha
 template <typename S, typename Pack>
 void multiply(const Map& in, int64_t samples, int64_t channels, const Axis& rows, const Axis& columns, int64_t kernel_width,
               const Pack& pack, const Finish& finish, S* out, int64_t out_height, int64_t out_width, int64_t out_channels) {
-    const Tile& tile = tile_for(PER_WORD<S> == 2);
+    const Tile& tile = tile_for(PER_WORD<S> == 2, samples * rows.phases[0].count * columns.phases[0].count);
     struct Part {
         const Phase *y, *x;
         std::vector<int64_t> taps;
@@ -250,7 +250,7 @@ GANFAST_SIMD inline void fold(const float* from, int64_t stride, int64_t count, 
 // big of few channels: the products of every pixel of small with all of the weight, which are added where they belong.
 template <typename S>
 void fold_to_big(const S* small, const Weight<S>& weight, const Finish& finish, const Geometry& g, S* big) {
-    const Tile& tile = tile_for(PER_WORD<S> == 2);
+    const Tile& tile = tile_for(PER_WORD<S> == 2, g.h * g.w);
     // the columns of a row of the kernel, which are neighbours, with zeros up to a multiple of 4
     const int64_t run = ceil_div(g.width * g.b, 4) * 4, columns = g.height * run, pixels = g.h * g.w, words = words_of<S>(g.a);
     const Panels panels{1, words, tile.columns, ceil_div(columns, tile.columns)};
@@ -360,7 +360,7 @@ void pack_pixels(const Map& map, const Geometry& g, const S* nothing, int64_t fi
 // weight[a][column] = sum over pixels of small[pixel][a] big[the pixel of the column's tap][the column's channel]
 template <typename S, typename G>
 void to_weight(const S* small, const Map& map, const Geometry& g, G* weight) {
-    const Tile& tile = tile_for(PER_WORD<S> == 2);
+    const Tile& tile = tile_for(PER_WORD<S> == 2, g.a);
     const int64_t pixels = g.samples * g.h * g.w, columns = g.columns();
     const int64_t words = ceil_div(pixels, PER_WORD<S>), block = BLOCK / PER_WORD<S>;
     const int64_t heights = ceil_div(g.a, tile.rows), panels = ceil_div(columns, tile.columns);
@@ -476,9 +476,10 @@ private:
 template <typename S, typename G>
 void few_to_weight(const S* small, const S* big, const Geometry& g, G* weight) {
     constexpr int64_t N = PER_WORD<S>;
-    const Tile& tile = tile_for(N == 2);
+    const int64_t columns = g.columns();
+    const Tile& tile = tile_for(N == 2, columns);
     const Planes<S> planes(big, g);
-    const int64_t columns = g.columns(), heights = ceil_div(columns, tile.rows), panels = ceil_div(g.a, tile.columns);
+    const int64_t heights = ceil_div(columns, tile.rows), panels = ceil_div(g.a, tile.columns);
     const int64_t words = g.w / N, sums_each = heights * tile.rows * tile.columns;
 
     const int64_t most = std::max<int64_t>(1, BLOCK / words), blocks = ceil_div(g.h, most);  // rows of small at a time

@@ -4,10 +4,12 @@
 // Numbers come in words of four bytes: one float32, or two bfloat16 that follow one another in the sum. Sums are float32.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #define GANFAST_X86 1
@@ -163,6 +165,8 @@ __attribute__((target("avx512f,avx512bf16"))) void multiply_pairs(const char* co
 GANFAST_TILE(single_avx2, __attribute__((target("avx2,fma"))), Single<8>, 6, 2)
 GANFAST_TILE(pair_avx2, __attribute__((target("avx2,fma"))), Pair<8>, 4, 2)
 GANFAST_TILE(single_avx512, __attribute__((target("avx512f"))), Single<16>, 14, 2)
+GANFAST_TILE(single_avx512_of_13, __attribute__((target("avx512f"))), Single<16>, 13, 2)
+GANFAST_TILE(single_avx512_of_12, __attribute__((target("avx512f"))), Single<16>, 12, 2)
 GANFAST_TILE(pair_avx512, __attribute__((target("avx512f"))), Pair<16>, 12, 2)
 
 #endif
@@ -170,9 +174,10 @@ GANFAST_TILE(pair_avx512, __attribute__((target("avx512f"))), Pair<16>, 12, 2)
 
 }  // namespace tile
 
-// That of this processor, for words of one float32 or of two bfloat16. GANFAST_TILE=baseline|avx2|avx512|avx512_bf16 asks for no
-// more than that, which is how a processor tests the tiles of lesser ones.
-inline const Tile& tile_for(bool pairs) {
+// What this processor has: 0 is nothing in particular, 1 AVX2, 2 AVX-512, 3 its products of bfloat16 too.
+// GANFAST_TILE=baseline|avx2|avx512|avx512_bf16 asks for no more than that, which is how a processor tests the tiles of lesser
+// ones.
+inline int tile_level() {
     static const int level = [] {
         constexpr std::array<const char*, 4> names{"baseline", "avx2", "avx512", "avx512_bf16"};
         int found = 0;
@@ -187,19 +192,38 @@ inline const Tile& tile_for(bool pairs) {
         }
         return found;
     }();
+    return level;
+}
+
+// That of this processor, for words of one float32 or of two bfloat16, of which `groups` of `rows` rows each are multiplied by so
+// many threads. Tiles of fewer rows are as good where they leave fewer of them empty, or fewer threads idle in the end; which one
+// it is changes no sum.
+inline const Tile& tile_for(bool pairs, int64_t rows, int64_t groups = 1, int64_t threads = 1) {
 #ifdef GANFAST_X86
-    static const std::array<Tile, 4> single{{{6, 8, tile::single_anywhere},
-                                             {6, 16, tile::single_avx2},
-                                             {14, 32, tile::single_avx512},
-                                             {14, 32, tile::single_avx512}}};
-    static const std::array<Tile, 4> pair{{{4, 4, tile::pair_anywhere},
-                                           {4, 16, tile::pair_avx2},
-                                           {12, 32, tile::pair_avx512},
-                                           {14, 32, tile::multiply_pairs<14, 2>}}};
+    static const std::array<std::vector<Tile>, 4> single{
+        {{{6, 8, tile::single_anywhere}},
+         {{6, 16, tile::single_avx2}},
+         {{14, 32, tile::single_avx512}, {13, 32, tile::single_avx512_of_13}, {12, 32, tile::single_avx512_of_12}},
+         {{14, 32, tile::single_avx512}, {13, 32, tile::single_avx512_of_13}, {12, 32, tile::single_avx512_of_12}}}};
+    static const std::array<std::vector<Tile>, 4> pair{
+        {{{4, 4, tile::pair_anywhere}},
+         {{4, 16, tile::pair_avx2}},
+         {{12, 32, tile::pair_avx512}},
+         {{14, 32, tile::multiply_pairs<14, 2>}, {13, 32, tile::multiply_pairs<13, 2>}, {12, 32, tile::multiply_pairs<12, 2>}}}};
 #else
-    static const std::array<Tile, 1> single{{{6, 8, tile::single_anywhere}}}, pair{{{4, 4, tile::pair_anywhere}}};
+    static const std::array<std::vector<Tile>, 1> single{{{{6, 8, tile::single_anywhere}}}},
+        pair{{{{4, 4, tile::pair_anywhere}}}};
 #endif
-    return (pairs ? pair : single)[level];
+    const auto in_turn = [&](const Tile& tile) {  // rows that a thread has
+        const int64_t tiles = groups * ((rows + tile.rows - 1) / tile.rows);
+        return (tiles + threads - 1) / threads * tile.rows;
+    };
+    const std::vector<Tile>& tiles = (pairs ? pair : single)[tile_level()];
+    const Tile* best = &tiles.front();
+    for (const Tile& tile : tiles) {
+        if (in_turn(tile) * 50 < in_turn(*best) * 49) best = &tile;  // two of a hundred: lower tiles do a little more for a row
+    }
+    return *best;
 }
 
 }  // namespace ganfast

@@ -124,9 +124,10 @@ template <typename F, typename S>
 void convolve_by(const S* in, const Map& from, const Weight<S>& weight, const Geometry& g, const Finish& finish, S* out,
                  const Map& to, const Scheme& scheme, bool to_small) {
     constexpr int64_t P = F::PRODUCTS * F::PRODUCTS, T = F::TAPS, R = F::READS * F::READS, W = F::WRITES * F::WRITES;
-    const Tile& tile = tile_for(PER_WORD<S> == 2);
     const int64_t lanes = static_cast<int64_t>(scheme.lanes.size());
     const int64_t terms = scheme.terms() * scheme.terms(), phases = scheme.outputs() * scheme.outputs();
+    const Tiles<F> tiles(scheme, from, to, g.samples);
+    const Tile& tile = tile_for(PER_WORD<S> == 2, tiles.count, phases, torch::stable::get_num_threads());
     const int64_t words = words_of<S>(from.channels);
     const Panels panels{terms, words, tile.columns, ceil_div(to.channels, tile.columns)};
     const int64_t term_bytes = words * tile.columns * WORD;
@@ -152,9 +153,8 @@ void convolve_by(const S* in, const Map& from, const Weight<S>& weight, const Ge
     });
 
     // As many terms at a time, and as many rows of tiles, as the cache holds.
-    const Tiles<F> tiles(scheme, from, to, g.samples);
     const int64_t term_bytes_each = P * from.channels * sizeof(S);
-    const int64_t fitting = std::clamp<int64_t>(CACHED / tile.rows / term_bytes_each, 1, terms);
+    const int64_t fitting = std::clamp<int64_t>(CACHED / MOST_ROWS / term_bytes_each, 1, terms);
     const int64_t together = ceil_div(terms, ceil_div(terms, fitting));  // in equal parts
     const int64_t bytes_each = staggered(together * term_bytes_each), apart = bytes_each / sizeof(S);
     const int64_t rows = ceil_div(tiles.count, tile.rows), most = std::clamp<int64_t>(CACHED / bytes_each / tile.rows, 1, 4);
@@ -221,7 +221,7 @@ template <typename F, typename S, typename G>
 void weight_by(const S* small, const S* big, const Geometry& g, G* weight, const Scheme& scheme) {
     constexpr int64_t P = F::PRODUCTS * F::PRODUCTS, T = F::TAPS, R = F::READS * F::READS, W = F::WRITES * F::WRITES;
     constexpr int64_t N = PER_WORD<S>;
-    const Tile& tile = tile_for(N == 2);
+    const Tile& tile = tile_for(N == 2, g.a);
     const Tiles<F> tiles(scheme, {g.H, g.W, g.b}, {g.h, g.w, g.a}, g.samples);
     const int64_t words = ceil_div(tiles.count, N), heights = ceil_div(g.a, tile.rows);
     const Zeros<S> zeros(std::max(g.a, g.b));
