@@ -398,6 +398,24 @@ def batch_norm_act(
     return y if dense is x else torch.empty_like(x).copy_(y), mean, var
 
 
+def normalise_act(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    slope: float,
+    tanh: bool,
+) -> Tensor:
+    """y (N, C, ...), by a mean and a biased var (groups, C)."""
+    _expect_volume(x, weight, bias, mean.shape[0] if mean.dim() == 2 else 1)
+    _expect_statistics(x, mean, var)
+    dense = x if _is_volume(x) else x.contiguous()
+    y = activated(dense, mean.contiguous(), var.contiguous(), weight, bias, eps, slope, tanh)
+    return y if dense is x else torch.empty_like(x).copy_(y)
+
+
 def statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """mean and biased var (groups, C) of an x that is contiguous or channels last."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -438,11 +456,9 @@ def batch_norm_act_backward(
     _expect(grad.shape == x.shape, f"a gradient of x's shape {tuple(x.shape)}, got {tuple(grad.shape)}")
     _expect_volume(x, weight, bias, mean.shape[0])
     _expect_floats(grad)
-    wide, channels, promised_type = torch.promote_types(x.dtype, torch.float32), x.shape[1], x.dtype
-    for statistic in (mean, var):
-        fits = statistic.shape == (mean.shape[0], channels) and statistic.dtype == wide
-        _expect(fits, f"mean and var (groups, {channels}), as the forward pass gave them, got {tuple(statistic.shape)}")
-    _expect(x.device == grad.device == mean.device == var.device, "all tensors on one device")
+    _expect_statistics(x, mean, var)
+    _expect(x.device == grad.device, "all tensors on one device")
+    wide, promised_type = torch.promote_types(x.dtype, torch.float32), x.dtype
     dtype = x.dtype if grad.dtype == x.dtype else wide
     promised = torch.empty_like(x, dtype=dtype)
     dx = _volume(promised)
@@ -512,6 +528,13 @@ def _expect_volume(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups
             _expect(parameter.shape == x.shape[1:2], f"{name} ({x.shape[1]},), got {tuple(parameter.shape)}")
             _expect(parameter.device == x.device, "all tensors on one device")
     _expect_floats(x)
+
+
+def _expect_statistics(x: Tensor, mean: Tensor, var: Tensor) -> None:
+    for statistic in (mean, var):
+        fits = statistic.shape == (mean.shape[0], x.shape[1]) and statistic.dtype == torch.promote_types(x.dtype, torch.float32)
+        _expect(fits, f"mean and var (groups, {x.shape[1]}), as the forward pass gave them, got {tuple(statistic.shape)}")
+    _expect(x.device == mean.device == var.device, "all tensors on one device")
 
 
 def _widened(parameter: Tensor | None, wide: torch.dtype) -> Tensor | None:

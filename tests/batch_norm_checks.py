@@ -22,6 +22,8 @@ from ganfast.ops.batch_norm import (
     batch_norm_act_backward,
     batch_norm_act_backward_reference,
     batch_norm_act_reference,
+    normalise_act,
+    normalise_act_reference,
 )
 
 EPS = 1e-5
@@ -78,7 +80,12 @@ def given(case: Batch, form: Form, dtype: torch.dtype, generator: torch.Generato
 
 def check_forward(at: Given, device: str = "cpu") -> None:
     with poisoned():
-        y, mean, var = (found.cpu() for found in batch_norm_act(*at.arguments(device)))
+        y, mean, var = batch_norm_act(*at.arguments(device))
+        x, weight, bias, _, *act = at.arguments(device)
+        again = normalise_act(x, weight, bias, mean, var, *act)
+    assert torch.equal(again.nan_to_num(), y.nan_to_num())
+    assert_strides(again, y)
+    y, mean, var = y.cpu(), mean.cpu(), var.cpu()
     torch_y, torch_mean, torch_var = batch_norm_act_reference(*at.arguments())
     exact_y, exact_mean, exact_var = batch_norm_act_reference(*at.arguments(wide=True))
     assert_strides(y, torch_y)
@@ -248,8 +255,22 @@ def check_nan_and_inf(value: float, dtype: torch.dtype, layout: str, generator: 
         assert dweight.isnan().nonzero().flatten().tolist() == [1]
 
 
+def check_known(generator: torch.Generator, device: str = "cpu") -> None:
+    """Statistics that are not x's own, in strides of their own."""
+    for layout in ("contiguous", "channels-last", "cropped"):
+        at = given(Batch("images", (4, 5, 9, 9), layout), Form(groups=2, slope=0.2), torch.float32, generator)
+        mean, var = torch.randn(5, 2, generator=generator).t(), torch.rand(5, 2, generator=generator).t()
+        x, weight, bias, _, *act = at.arguments(device)
+        y = normalise_act(x, weight, bias, mean.to(device), var.to(device), *act).cpu()
+        _, z = normalised(at, mean, var)
+        torchs = normalise_act_reference(*at.arguments()[:3], mean, var, *act)
+        assert_strides(y, torchs)
+        assert_parity(y, torchs, torch.where(z > 0, z, z * at.slope), scale=finite_max(z))
+
+
 # Arguments that do not fit, and what all backends say of them.
 IMAGES = torch.ones(4, 3, 2, 2)
+FEW, MANY = torch.ones(1, 3), torch.ones(3, 3)
 REFUSED: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     "one dimension": (
         batch_norm_act,
@@ -266,6 +287,14 @@ REFUSED: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
         (IMAGES, torch.ones(2), torch.ones(3), 1, EPS, 0.0, False),
         r"expected weight \(3,\), got \(2,\)",
     ),
+    "statistics of a channel less": (
+        normalise_act,
+        (IMAGES, None, None, torch.ones(1, 2), torch.ones(1, 2), EPS, 0.0, False),
+        r"expected mean and var \(groups, 3\), as the forward pass gave them, got \(1, 2\)",
+    ),
+    "a mean alone": (normalise_act, (IMAGES, None, None, torch.ones(3), FEW, EPS, 0.0, False), r"got \(3,\)"),
+    "known groups of no size": (normalise_act, (IMAGES, None, None, MANY, MANY, EPS, 0.0, False), "divide the batch of 4, got 3"),
+    "statistics in float64": (normalise_act, (IMAGES, None, None, FEW.double(), FEW, EPS, 0.0, False), "mean and var"),
     "a bias as a column": (
         batch_norm_act,
         (IMAGES, torch.ones(3), torch.ones(3, 1), 1, EPS, 0.0, False),

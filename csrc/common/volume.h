@@ -26,18 +26,23 @@ inline void expect_volume(const Tensor& x, const Parameter& weight, const Parame
     with_type(x.scalar_type(), [](auto) {});
 }
 
-inline void expect_gradient(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& var) {
-    const auto given = grad.sizes(), expected = x.sizes();
-    STD_TORCH_CHECK(std::equal(given.begin(), given.end(), expected.begin(), expected.end()), "expected a gradient of x's shape ",
-                    shape_of(x), ", got ", shape_of(grad));
-    with_type(grad.scalar_type(), [](auto) {});
+inline void expect_statistics(const Tensor& x, const Tensor& mean, const Tensor& var) {
     for (const Tensor& statistic : {mean, var}) {
         STD_TORCH_CHECK(statistic.dim() == 2 && statistic.size(0) == mean.size(0) && statistic.size(1) == x.size(1) &&
                             statistic.scalar_type() == beside(ScalarType::Float, x.scalar_type()),
                         "expected mean and var (groups, ", x.size(1), "), as the forward pass gave them, got ",
                         shape_of(statistic));
     }
-    expect_on_device_of(x, {grad, mean, var});
+    expect_on_device_of(x, {mean, var});
+}
+
+inline void expect_gradient(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& var) {
+    const auto given = grad.sizes(), expected = x.sizes();
+    STD_TORCH_CHECK(std::equal(given.begin(), given.end(), expected.begin(), expected.end()), "expected a gradient of x's shape ",
+                    shape_of(x), ", got ", shape_of(grad));
+    with_type(grad.scalar_type(), [](auto) {});
+    expect_statistics(x, mean, var);
+    expect_on_device_of(x, {grad});
 }
 
 // A parameter in the type that is computed in; nothing where there is none.

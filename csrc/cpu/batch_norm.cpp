@@ -233,13 +233,23 @@ void run_job(const Way& way, Job& job) {
     run_chains(chains, count * elements);
 }
 
-// The same, by the way that suits the volume.
-template <typename Job>
-void run_job(const Volume& volume, Job& job) {
+// job.change(way, tile) for a whole volume.
+template <typename Way, typename Job>
+void run_changes(const Way& way, const Job& job) {
+    const int64_t parts = way.parts().count(), tasks = way.tasks(), count = way.volume.groups * parts * tasks;
+    const auto change = [&](int64_t i) {
+        way.visit(i / tasks / parts, i / tasks % parts, i % tasks, [&](const auto& tile) { job.change(way, tile); });
+    };
+    run_chains({{{count, change}}}, way.volume.groups * way.volume.elements());
+}
+
+// body(the way that suits a volume)
+template <typename F>
+void by_way(const Volume& volume, const F& body) {
     if (volume.channels_last || volume.positions < 2 * LANES) {
-        run_job(InRows(volume), job);
+        body(InRows(volume));
     } else {
-        run_job(InPlanes(volume), job);
+        body(InPlanes(volume));
     }
 }
 
@@ -271,13 +281,49 @@ struct Affines {
     }
 };
 
+// y by statistics that are known.
 template <typename S, typename Act>
-class Forward {
+class Normalisation {
+public:
+    using T = Wide<S>;
+
+    Normalisation(const Volume& volume, const S* x, const T* weight, const T* bias, const T* mean, double eps, Act act, S* y)
+        : x_(x), eps_(eps), affines_(volume, weight, bias), act_(act), y_(y), mean_(mean) {}
+
+    void know(const T* var) {
+        for (size_t i = 0; i < affines_.scales.size(); ++i) affines_.set(i, var[i], eps_);
+    }
+
+    void change(const InPlanes& way, const Planes& planes) const {
+        activate_planes(x_ + planes.offset, planes.channels, planes.length, affines_.of(way, planes, mean_), act_,
+                        y_ + planes.offset);
+    }
+
+    void change(const InRows& way, const Tile& tile) const {
+        const Affine<T> each = affines_.of(way, tile, mean_);
+        const Columns<T> mean(way, tile, each.mean), scale(way, tile, each.scale), bias(way, tile, each.bias);
+        const Affine<T> affine{mean.at, scale.at, bias.at};
+        way.for_each_block(tile, [&](const Block& block) { activate(x_, block, affine, act_, y_); });
+    }
+
+protected:
+    const S* x_;
+    double eps_;
+    Affines<T> affines_;
+
+private:
+    Act act_;
+    S* y_;
+    const T* mean_;
+};
+
+template <typename S, typename Act>
+class Forward : public Normalisation<S, Act> {
 public:
     using T = Wide<S>;
 
     Forward(const Volume& volume, const S* x, const T* weight, const T* bias, double eps, Act act, S* y, T* mean, T* var)
-        : x_(x), eps_(eps), act_(act), y_(y), mean_(mean), var_(var), affines_(volume, weight, bias) {}
+        : Normalisation<S, Act>(volume, x, weight, bias, mean, eps, act, y), mean_(mean), var_(var) {}
 
     // the mean, and the sum of squared deviations from it
 
@@ -329,25 +375,11 @@ public:
         }
     }
 
-    void change(const InPlanes& way, const Planes& planes) const {
-        activate_planes(x_ + planes.offset, planes.channels, planes.length, affines_.of(way, planes, mean_), act_,
-                        y_ + planes.offset);
-    }
-
-    void change(const InRows& way, const Tile& tile) const {
-        const Affine<T> each = affines_.of(way, tile, mean_);
-        const Columns<T> mean(way, tile, each.mean), scale(way, tile, each.scale), bias(way, tile, each.bias);
-        const Affine<T> affine{mean.at, scale.at, bias.at};
-        way.for_each_block(tile, [&](const Block& block) { activate(x_, block, affine, act_, y_); });
-    }
-
 private:
-    const S* x_;
-    double eps_;
-    Act act_;
-    S* y_;
+    using Normalisation<S, Act>::x_;
+    using Normalisation<S, Act>::eps_;
+    using Normalisation<S, Act>::affines_;
     T *mean_, *var_;
-    Affines<T> affines_;
 
     // The means of a tile's first rows, rounded as x is: then the deviations of low types are exact.
     void roughly_centred(const InRows& way, const Tile& tile, double* scratch, T* centres) const {
@@ -378,10 +410,32 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& x, const Paramet
         with_activation<T>(slope, tanh, [&](auto act) {
             Forward<S, decltype(act)> forward(volume, data_of<S>(laid_out), data_of<T>(weights), data_of<T>(biases), eps, act,
                                               mutable_data_of<S>(y.written), mutable_data_of<T>(mean), mutable_data_of<T>(var));
-            run_job(volume, forward);
+            by_way(volume, [&](const auto& way) { run_job(way, forward); });
         });
     });
     return {y.finished(), mean, var};
+}
+
+Tensor normalise_act(const Tensor& x, const Parameter& weight, const Parameter& bias, const Tensor& mean, const Tensor& var,
+                     double eps, double slope, bool tanh) {
+    expect_volume(x, weight, bias, mean.dim() == 2 ? mean.size(0) : 1);
+    expect_statistics(x, mean, var);
+    const ScalarType type = x.scalar_type(), wide = mean.scalar_type();
+    const Written y(pooled_as(x, type), type);
+    const Tensor laid_out = as_laid_out(x, y.written), means = as_contiguous(mean), vars = as_contiguous(var);
+    const Parameter weights = widened(weight, wide), biases = widened(bias, wide);
+    const Volume volume(laid_out, mean.size(0));
+    with_type(type, [&](auto s) {
+        using S = decltype(s);
+        using T = Wide<S>;
+        with_activation<T>(slope, tanh, [&](auto act) {
+            Normalisation<S, decltype(act)> normalisation(volume, data_of<S>(laid_out), data_of<T>(weights), data_of<T>(biases),
+                                                          data_of<T>(means), eps, act, mutable_data_of<S>(y.written));
+            normalisation.know(data_of<T>(vars));
+            by_way(volume, [&](const auto& way) { run_changes(way, normalisation); });
+        });
+    });
+    return y.finished();
 }
 
 // ---- backward
@@ -507,7 +561,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, c
             Backward<S, decltype(act)> backward(volume, data_of<S>(grads), data_of<S>(values), data_of<T>(weights),
                                                 data_of<T>(biases), data_of<T>(means), data_of<T>(vars), eps, act,
                                                 mutable_data_of<S>(dx.written));
-            run_job(volume, backward);
+            by_way(volume, [&](const auto& way) { run_job(way, backward); });
             backward.write(volume, mutable_data_of<T>(dweight), mutable_data_of<T>(dbias));
         });
     });
@@ -519,5 +573,6 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, c
 
 STABLE_TORCH_LIBRARY_IMPL(ganfast, CPU, library) {
     library.impl("batch_norm_act", TORCH_BOX(&ganfast::batch_norm_act));
+    library.impl("normalise_act", TORCH_BOX(&ganfast::normalise_act));
     library.impl("batch_norm_act_backward", TORCH_BOX(&ganfast::batch_norm_act_backward));
 }

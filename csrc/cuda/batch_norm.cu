@@ -85,6 +85,29 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& x, const Paramet
     return {y.finished(), mean, var};
 }
 
+Tensor normalise_act(const Tensor& x, const Parameter& weight, const Parameter& bias, const Tensor& mean, const Tensor& var,
+                     double eps, double slope, bool tanh) {
+    expect_volume(x, weight, bias, mean.dim() == 2 ? mean.size(0) : 1);
+    expect_statistics(x, mean, var);
+    const Stream stream(x);
+    const ScalarType type = x.scalar_type(), wide = mean.scalar_type();
+    const Tensor promised = empty_as(x, type);
+    const Result y(promised, is_volume(promised));
+    const Tensor laid_out = as_laid_out(x, y.written), means = as_contiguous(mean), vars = as_contiguous(var);
+    const Parameter weights = widened(weight, wide), biases = widened(bias, wide);
+    with_type(type, [&](auto s) {
+        using S = decltype(s);
+        using T = Wide<S>;
+        constexpr int WIDTH = TileMoments<S>::WIDTH;
+        const S* from = data_of<S>(laid_out);
+        S* to = mutable_data_of<S>(y.written);
+        const Tiles tiles = tiles_of(Volume(laid_out, mean.size(0)), WIDTH, aligned<WIDTH>(from) && aligned<WIDTH>(to));
+        const Statistics<T> statistics{data_of<T>(means), data_of<T>(vars), data_of<T>(weights), data_of<T>(biases), eps};
+        stream.launch<Activation<S>>({tiles, statistics, act_of<T>(slope, tanh), from, to}, tiles.count());
+    });
+    return y.finished();
+}
+
 std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Tensor& x, const Parameter& weight,
                                                            const Parameter& bias, const Tensor& mean, const Tensor& var,
                                                            double eps, double slope, bool tanh) {
@@ -126,5 +149,6 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, c
 
 STABLE_TORCH_LIBRARY_IMPL(ganfast, GANFAST_KEY, library) {
     library.impl("batch_norm_act", TORCH_BOX(&ganfast::batch_norm_act));
+    library.impl("normalise_act", TORCH_BOX(&ganfast::normalise_act));
     library.impl("batch_norm_act_backward", TORCH_BOX(&ganfast::batch_norm_act_backward));
 }

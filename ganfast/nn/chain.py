@@ -30,7 +30,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from ganfast.nn.conv import FORWARDS, convolve, plain
 from ganfast.nn.groups import Grouped, groups_of, measures
 from ganfast.nn.handed import Handed, Statistics, convolve_between, made
-from ganfast.ops.batch_norm import batch_norm_act
+from ganfast.ops.batch_norm import batch_norm_act, normalise_act
 from ganfast.ops.convolution import bent, keep_recipe
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
@@ -108,7 +108,11 @@ def _run(part: Part, x: Any, rest: tuple[Any, ...], keywords: dict[str, Any], ha
             return _convolve_folded(conv, norm, x, activation.slope)
         y = _convolve_folded(conv, norm, x, 1.0)
     else:
-        y = norm(_convolve(conv, x)[0])
+        y = _convolve(conv, x)[0]
+        mean, var = norm.running_mean, norm.running_var
+        if activation is not None and mean is not None and var is not None and _takes_as_constants(norm, y):
+            return normalise_act(y, norm.weight, norm.bias, mean[None], var[None], norm.eps, activation.slope, activation.tanh)
+        y = norm(y)
     return _activate(act, y, rest, keywords) if activation is None else activation.over(y)
 
 
@@ -238,6 +242,14 @@ def _kernel_takes(norm: _BatchNorm, x: Any) -> bool:
     return bool(x.dim() > 1 and x.shape[1] == norm.num_features and x.shape[0] % groups == 0 and _values(x) > groups)
 
 
+def _takes_as_constants(norm: _BatchNorm, x: Any) -> bool:
+    """Whether a kernel normalises ``x`` by statistics that are known, through which nothing is to be differentiated."""
+    if torch.compiler.is_compiling() or not _kernel_takes(norm, x):
+        return False
+    norm._check_input_dim(x)
+    return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, norm.weight, norm.bias)))
+
+
 def _values(x: Tensor) -> int:
     """How many values a channel has."""
     return x.shape[0] * math.prod(x.shape[2:])
@@ -251,7 +263,14 @@ def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation,
     y, mean, var = batch_norm_act(x, norm.weight, norm.bias, *arguments)
     _track(norm, mean, var, _values(x))
     if handed_on and y.requires_grad and not torch.compiler.is_compiling():
-        keep_recipe(y, lambda *parts: batch_norm_act(*parts, *arguments)[0], x, norm.weight, norm.bias)
+        act = arguments[1:]
+
+        def again(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor) -> Tensor:
+            if torch.is_grad_enabled():  # a gradient's gradient reaches the statistics too
+                return batch_norm_act(x, weight, bias, *arguments)[0]
+            return normalise_act(x, weight, bias, mean, var, *act)
+
+        keep_recipe(y, again, x, norm.weight, norm.bias, mean, var)
     return y
 
 

@@ -22,7 +22,11 @@ Golub & LeVeque 1983), so a result does not depend on the number of threads and 
 has variance zero, and NaN and Inf stay within their group and channel. Running statistics are the module's
 (:mod:`ganfast.nn.fuse`).
 
-Bytes that must move, |x| those of x: 3 |x| forward (two readings, one writing), 5 |x| backward (dy and x twice, dx once).
+``normalise_act`` gives the same y by statistics that are known already, to the bit where they are those of x: for y that is made
+once more, and for evaluation. Nothing is differentiated through it.
+
+Bytes that must move, |x| those of x: 3 |x| forward (two readings, one writing), 2 |x| where statistics are known, 5 |x| backward
+(dy and x twice, dx once).
 """
 
 from __future__ import annotations
@@ -59,12 +63,39 @@ def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int) -
 
 
 def _plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float, slope: float, tanh: bool) -> Triple:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    grouped = _grouped(x.to(wide), groups)
+    grouped = _grouped(x.to(torch.promote_types(x.dtype, torch.float32)), groups)
     var, mean = torch.var_mean(grouped, dim=(1, 3), correction=0)
-    hat = _normalised(grouped, mean, var, eps)
+    return _known(x, grouped, weight, bias, mean, var, eps, slope, tanh), mean, var
+
+
+def _known(
+    x: Tensor,
+    grouped: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    slope: float,
+    tanh: bool,
+) -> Tensor:
+    wide, hat = grouped.dtype, _normalised(grouped, mean, var, eps)
     z = hat if weight is None or bias is None else hat * weight.to(wide).view(-1, 1) + bias.to(wide).view(-1, 1)
-    return _activated(z, slope, tanh).reshape(x.shape).to(x.dtype), mean, var
+    return _activated(z, slope, tanh).reshape(x.shape).to(x.dtype)
+
+
+def normalise_act_reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float, slope: float, tanh: bool
+) -> Tensor:
+    """y (N, C, ...), by a mean and a biased var (groups, C)."""
+    _check(x, weight, bias, mean.shape[0] if mean.dim() == 2 else 1)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    for statistic in (mean, var):
+        if statistic.shape != (mean.shape[0], x.shape[1]) or statistic.dtype != wide:
+            expected = f"expected mean and var (groups, {x.shape[1]}), as the forward pass gave them"
+            raise ValueError(f"{expected}, got {tuple(statistic.shape)}")
+    grouped = _grouped(x.to(wide), mean.shape[0])
+    return torch.empty_like(x).copy_(_known(x, grouped, weight, bias, mean, var, eps, slope, tanh))
 
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
@@ -192,6 +223,11 @@ batch_norm_act = register(
     reference=batch_norm_act_reference,
     fake=_fake,
     differentiable=Differentiable(_BatchNormAct.apply, _plain),
+)
+normalise_act = register(
+    "normalise_act(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps, float slope, bool tanh) -> Tensor",
+    reference=normalise_act_reference,
+    fake=lambda x, *_: torch.empty_like(x),
 )
 batch_norm_act_backward = register(
     "batch_norm_act_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps,"

@@ -208,6 +208,23 @@ def test_groups_are_one_pass_in_a_chain() -> None:
     assert (ops.count("ganfast::batch_norm_act"), ops.count("native_batch_norm")) == (1, 0)
 
 
+@served
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.LeakyReLU(0.2), nn.Tanh()], ids=str)
+@pytest.mark.parametrize("norm", ["plain", "no affine"])
+def test_evaluation_without_a_convolution_is_one_pass_where_nothing_is_differentiated(norm: str, act: nn.Module) -> None:
+    plain, fused = (n.eval() for n in twins(network(None, nn.BatchNorm2d(4, **NORMS[norm]), act)))
+    x = images()
+    for on in (True, False):
+        with torch.set_grad_enabled(on):
+            ops, learns = ops_of(fused, x), on and norm != "no affine"
+            assert (ops.count("ganfast::normalise_act"), ops.count("native_batch_norm")) == ((0, 1) if learns else (1, 0))
+            torch.testing.assert_close(fused(x), plain(x), rtol=1e-5, atol=1e-5)
+    point = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(fused(point).square().sum(), point)
+    (expected,) = torch.autograd.grad(plain(point).square().sum(), point)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_groups_that_cannot_be_are_errors() -> None:
     fused = fuse(network(None, nn.BatchNorm2d(4), nn.ReLU()))
     with statistics_groups(fused, 3), pytest.raises(InvalidValue, match="3 groups of statistics divide, got 8"):

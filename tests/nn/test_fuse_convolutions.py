@@ -69,6 +69,16 @@ def test_the_op_convolves_what_lies_channels_last(layout: torch.memory_format, e
     assert {"batch_norm_act", "batch_norm_act_backward"} <= called.names
 
 
+def test_what_is_made_again_for_a_gradient_is_not_measured_again() -> None:
+    _, fused = networks()
+    with Called() as forward:
+        y = fused(torch.randn(2, 4, 8, 8))
+    with Called() as backward:
+        y.sum().backward()
+    assert "normalise_act" not in forward.names
+    assert "normalise_act" in backward.names and "batch_norm_act" not in backward.names
+
+
 def test_groups_dilation_and_odd_strides_are_pytorchs() -> None:
     for conv in (
         nn.Conv2d(4, 4, 3, groups=2),

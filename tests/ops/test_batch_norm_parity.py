@@ -15,6 +15,7 @@ from batch_norm_checks import (
     check_constant,
     check_far_from_zero,
     check_form,
+    check_known,
     check_nan_and_inf,
     given,
     smooth,
@@ -40,6 +41,10 @@ def _the_kernels_are_there() -> None:
 @pytest.mark.parametrize("case", [*VOLUMES, *LAID_OUT_VOLUMES], ids=str)
 def test_parity(case: Batch, dtype: torch.dtype, generator: torch.Generator) -> None:
     check(case, dtype, generator)
+
+
+def test_statistics_that_are_known(generator: torch.Generator) -> None:
+    check_known(generator)
 
 
 def test_gradients_come_in_any_layout(generator: torch.Generator) -> None:
