@@ -193,6 +193,11 @@ void convolve_by(const S* in, const Map& from, const Weight<S>& weight, const Ge
                 const int64_t column = panel * tile.columns, width = std::min(tile.columns, to.channels - column);
                 for (int64_t begin = 0; begin < count; begin += tile.rows) {
                     for (int64_t product = 0; product < P; ++product) {
+                        // where a pixel of every row is written in the end, on its way into a near cache meanwhile
+                        for (int64_t i = begin; i < std::min(begin + tile.rows, count) && product < W; ++i) {
+                            S* const pixel = written[i * W + product] + column;
+                            for (int64_t c = 0; c < width; c += 64 / sizeof(S)) __builtin_prefetch(pixel + c, 1);
+                        }
                         alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
                         float* const to = sums + product * MOST_ROWS * MOST_COLUMNS;
                         tile.multiply(lines.data() + begin * some, product * words * WORD, some, words, WORD,
