@@ -280,20 +280,25 @@ void weight_by(const S* small, const S* big, const Geometry& g, G* weight, const
                               (height % rows_each * tile.rows + r) * WORD;
                 }
                 alignas(64) float found[MOST_ROWS * MOST_COLUMNS];
-                tile.multiply(rows, 0, 1, length, LINE, panels + product * panel_bytes, found, line_bytes);
-                add(found, sums, tile.rows * tile.columns);
+                tile.multiply(rows, 0, 1, length, LINE, panels + product * panel_bytes, first ? found : sums, line_bytes);
+                if (first) add(found, sums, tile.rows * tile.columns);
             }
         }
     };
     const auto finish = [&](int64_t slice, const float* sums) {
         const int64_t pair = slice / cuts, column = slice % cuts * tile.columns, width = std::min(tile.columns, g.b - column);
         const Lane &y = scheme.lanes[pair / tiles.lanes], &x = scheme.lanes[pair % tiles.lanes];
+        constexpr int64_t SOON = 4;  // rows, on their way into a near cache: as many streams as products are not foreseen
         for (int64_t a = 0; a < g.a; ++a) {
             G* taps[T * T];
             for (int64_t j = 0; j < T * T; ++j) {
                 taps[j] = weight + a * g.columns() + (y.taps[j / T] * g.width + x.taps[j % T]) * g.b + column;
+                for (int64_t c = 0; c < width; c += 64 / sizeof(G)) __builtin_prefetch(taps[j] + SOON * g.columns() + c, 1);
             }
             const Spread<const float> products{sums + a * tile.columns, sums_each};
+            for (int64_t i = 0; i < P; ++i) {
+                for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(products[i] + SOON * tile.columns + c);
+            }
             apply(small, WeighBack<F>(), products, AS_THEY_ARE, static_cast<G* const*>(taps), width);
         }
     };
@@ -307,8 +312,7 @@ void weight_by(const S* small, const S* big, const Geometry& g, G* weight, const
         for_each_task(slices, [&](int64_t slice) {
             const Scratch own(span < words ? 0 : slice_sums * sizeof(float)), panels(P * panel_bytes);
             float* const sums = span < words ? lasting.floats() + slice * slice_sums : own.floats();
-            if (start == 0) std::fill_n(sums, slice_sums, 0.0f);
-            std::memset(panels.bytes(), 0, P * panel_bytes);
+            if (g.b % tile.columns) std::memset(panels.bytes(), 0, P * panel_bytes);  // columns that nobody writes, or reads
             for (int64_t first = start; first < stop; first += BLOCK) {
                 const int64_t length = std::min(BLOCK, stop - first);
                 pack(slice, first, length, panels.bytes());
