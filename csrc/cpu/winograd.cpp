@@ -85,24 +85,29 @@ public:
           lanes(static_cast<int64_t>(scheme.lanes.size())),
           rows(to.height / (F::WRITES * scheme.out_step)),
           columns(to.width / (F::WRITES * scheme.out_step)),
-          count(samples * rows * columns) {}
+          count(samples * rows * columns) {
+        for (int64_t j = 0; j < R; ++j) read_[j] = scheme.in_step * from.offset(0, j / F::READS, j % F::READS);
+        for (int64_t j = 0; j < W; ++j) written_[j] = scheme.out_step * to.offset(0, j / F::WRITES, j % F::WRITES);
+    }
 
     Place place(int64_t tile) const { return {tile / (rows * columns), tile / columns % rows, tile % columns}; }
 
     // lines[j] = where the pixels lie that a pair of lanes reads, or `nothing`; on their way into a near cache
     template <typename S>
     void reads(int64_t tile, int64_t pair, const S* in, const S* nothing, const S** lines) const {
+        constexpr int64_t LAST = F::READS - 1;
         const Place at = place(tile);
-        const Lane &down = scheme.lanes[pair / lanes], &across = scheme.lanes[pair % lanes];
-        const int64_t first = scheme.in_step * F::WRITES * at.x + across.first;
-        for (int64_t i = 0; i < F::READS; ++i, lines += F::READS) {
-            const int64_t y = scheme.in_step * (F::WRITES * at.y + i) + down.first;
-            const bool inside = y >= 0 && y < from.height;
-            const S* const row = in + from.offset(at.n, y, 0);
-            for (int64_t j = 0; j < F::READS; ++j) {
-                const int64_t x = first + scheme.in_step * j;
-                lines[j] = inside && x >= 0 && x < from.width ? row + x * from.channels : nothing;
-            }
+        const int64_t step = scheme.in_step, y = step * F::WRITES * at.y + scheme.lanes[pair / lanes].first,
+                      x = step * F::WRITES * at.x + scheme.lanes[pair % lanes].first;
+        const S* const corner = in + from.offset(at.n, y, x);
+        if (y >= 0 && x >= 0 && y + step * LAST < from.height && x + step * LAST < from.width) {
+            for (int64_t j = 0; j < R; ++j) lines[j] = corner + read_[j];
+            return;
+        }
+        for (int64_t j = 0; j < R; ++j) {
+            const int64_t row = y + step * (j / F::READS), column = x + step * (j % F::READS);
+            const bool inside = row >= 0 && row < from.height && column >= 0 && column < from.width;
+            lines[j] = inside ? corner + read_[j] : nothing;
         }
     }
 
@@ -110,13 +115,16 @@ public:
     template <typename S>
     void writes(int64_t tile, int64_t pair, S* out, S** lines) const {
         const Place at = place(tile);
-        const Lane &down = scheme.lanes[pair / lanes], &across = scheme.lanes[pair % lanes];
-        for (int64_t j = 0; j < F::WRITES * F::WRITES; ++j) {
-            const int64_t y = scheme.out_step * (F::WRITES * at.y + j / F::WRITES) + down.to;
-            const int64_t x = scheme.out_step * (F::WRITES * at.x + j % F::WRITES) + across.to;
-            lines[j] = out + to.offset(at.n, y, x);
-        }
+        const int64_t step = scheme.out_step * F::WRITES;
+        S* const corner =
+            out + to.offset(at.n, step * at.y + scheme.lanes[pair / lanes].to, step * at.x + scheme.lanes[pair % lanes].to);
+        for (int64_t j = 0; j < W; ++j) lines[j] = corner + written_[j];
     }
+
+private:
+    static constexpr int64_t R = F::READS * F::READS, W = F::WRITES * F::WRITES;
+    std::array<int64_t, R> read_;
+    std::array<int64_t, W> written_;
 };
 
 // out = in by the weight, from the big map to the small one or back
