@@ -58,7 +58,9 @@ private:
 // lay a multiple of 4 KB apart: an odd number of lines.
 inline int64_t staggered(int64_t bytes) { return (ceil_div(bytes, 64) | 1) * 64; }
 
-constexpr int64_t CACHED = 3 << 17;  // bytes of transformed inputs that stay in the second-level cache beside the panels
+// Bytes of transformed inputs that stay in the second-level cache: beside the panels, and where that spares sums of some terms
+// which the others are added to.
+constexpr int64_t CACHED = 3 << 17, CACHED_TERMS = 3 << 18;
 
 struct Map {
     int64_t height, width, channels;
@@ -162,7 +164,7 @@ void convolve_by(const S* in, const Map& from, const Weight<S>& weight, const Ge
 
     // As many terms at a time, and as many rows of tiles, as the cache holds.
     const int64_t term_bytes_each = P * from.channels * sizeof(S);
-    const int64_t fitting = std::clamp<int64_t>(CACHED / MOST_ROWS / term_bytes_each, 1, terms);
+    const int64_t fitting = std::clamp<int64_t>(CACHED_TERMS / MOST_ROWS / term_bytes_each, 1, terms);
     const int64_t together = ceil_div(terms, ceil_div(terms, fitting));  // in equal parts
     const int64_t bytes_each = staggered(together * term_bytes_each), apart = bytes_each / sizeof(S);
     const int64_t rows = ceil_div(tiles.count, tile.rows), most = std::clamp<int64_t>(CACHED / bytes_each / tile.rows, 1, 4);
