@@ -41,6 +41,7 @@ def one_rank(rank: int, folder: str, per_call: bool) -> None:
     network = critic(rank, per_call)  # other weights and vectors on every rank: the first one's must win
     result = trained(DistributedDataParallel(network), network, batch().chunk(WORLD)[rank], per_call)
     torch.save(result, f"{folder}/{rank}.pt")
+    distributed.barrier()  # a rank that leaves earlier may end the other one's connections while those begin
     distributed.destroy_process_group()
 
 
