@@ -50,6 +50,7 @@ def one_rank(rank: int, folder: str) -> None:
     module.register_comm_hook(None, counted)
     result = trained(module, network, *(part.chunk(WORLD)[rank] for part in batch()))
     torch.save({"weights": result, "reduced": sum(reduced)}, f"{folder}/{rank}.pt")
+    distributed.barrier()  # a rank that left first would end the others with their connections
     distributed.destroy_process_group()
 
 

@@ -42,6 +42,7 @@ def one_rank(rank: int, folder: str) -> None:
         "group": refusal(features(3, 0), first_alone),
     }
     torch.save(found, f"{folder}/{rank}.pt")
+    distributed.barrier()  # a rank that left first would end the others with their connections
     distributed.destroy_process_group()
 
 

@@ -159,6 +159,7 @@ def one_rank(rank: int, folder: str) -> None:
     except InvalidValue as error:
         refused += f"; {error}"
     torch.save([whole.count, whole.mean, whole.covariance, half.count, half.covariance, refused, nothing], f"{folder}/{rank}.pt")
+    distributed.barrier()  # a rank that left first would end the others with their connections
     distributed.destroy_process_group()
 
 

@@ -35,6 +35,7 @@ def one_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
     torch.save([trained(network()), trained(fuse(network()))], f"{folder}/{rank}.pt")
+    distributed.barrier()  # a rank that left first would end the others with their connections
     distributed.destroy_process_group()
 
 
