@@ -111,6 +111,7 @@ def _run(part: Part, x: Any, rest: tuple[Any, ...], keywords: dict[str, Any], ha
         y = _convolve(conv, x)[0]
         mean, var = norm.running_mean, norm.running_var
         if activation is not None and mean is not None and var is not None and _takes_as_constants(norm, y):
+            norm._check_input_dim(y)
             return normalise_act(y, norm.weight, norm.bias, mean[None], var[None], norm.eps, activation.slope, activation.tanh)
         y = norm(y)
     return _activate(act, y, rest, keywords) if activation is None else activation.over(y)
@@ -246,7 +247,6 @@ def _takes_as_constants(norm: _BatchNorm, x: Any) -> bool:
     """Whether a kernel normalises ``x`` by statistics that are known, through which nothing is to be differentiated."""
     if torch.compiler.is_compiling() or not _kernel_takes(norm, x):
         return False
-    norm._check_input_dim(x)
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, norm.weight, norm.bias)))
 
 
