@@ -353,8 +353,9 @@ def _choose_on_cpu(product: Product) -> None:
                 ways["winograd"] = winograd
         if len(ways) == 1:
             return tiled
-        shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in arguments)
-        types = arguments[0].dtype, arguments[1].dtype
+        own = arguments[0].dtype  # which a result has whether it was asked for or not
+        shapes = tuple(tuple(a.shape) if isinstance(a, Tensor) else a for a in arguments if a is not own)
+        types = own, arguments[1].dtype
         calls = {name: partial(call, *arguments) for name, call in ways.items()}
         return ways[tuning.fastest(f"{product.name} {shapes} {types}", calls)]
 

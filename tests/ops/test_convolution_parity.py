@@ -196,6 +196,22 @@ def test_winograds_algorithm_is_refused_where_it_does_not_apply(shape: tuple[int
         torch.ops.ganfast.winograd_convolve(*arguments)
 
 
+def test_the_type_that_a_weight_gradient_has_anyway_makes_no_choice_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ways round differently, and so would two callers of which one says the type."""
+    asked: list[str] = []
+
+    def fastest(name: str, ways: object) -> str:
+        asked.append(name)
+        return "tiled"
+
+    monkeypatch.setattr(convolution.tuning, "fastest", fastest)
+    small, big = torch.randn(3, 4, 14, 14), torch.randn(3, 4, 28, 28)  # sizes that nothing else has: what was chosen stays
+    for dtype in (None, torch.float32):
+        convolution.convolution_weight_gradient(small, big, 4, 4, 2, 1, dtype)
+    convolution.convolution_weight_gradient(small.bfloat16(), big.bfloat16(), 4, 4, 2, 1, torch.float32)
+    assert len(asked) == 3 and len(set(asked)) == 2
+
+
 @pytest.mark.parametrize("tile", ["baseline", "avx2", "avx512"])
 def test_the_tiles_of_lesser_processors(tile: str) -> None:
     """Each with a process of its own, because a tile is chosen once."""
