@@ -121,7 +121,7 @@ public:
         std::fill_n(sums, tile.channels, 0.0);
         for (int64_t i = 0; i < fold_; ++i, columns += tile.channels * run_) {
             if (run_ == 1) {
-                for (int64_t c = 0; c < tile.channels; ++c) sums[c] += columns[c];
+                add(columns, sums, tile.channels);
             } else {
                 for (int64_t c = 0; c < tile.channels; ++c) {
                     sums[c] = std::accumulate(columns + c * run_, columns + (c + 1) * run_, sums[c]);
@@ -341,12 +341,7 @@ public:
         });
         way.gather(tile, sums.first, found.first);
         way.gather(tile, sums.second, found.second);
-        const double share = 1.0 / way.count(tile.layer);
-        for (int64_t c = 0; c < tile.channels; ++c) {
-            const double off = found.first[c] * share;
-            found.second[c] -= found.first[c] * off;
-            found.first[c] = centres[c] + off;
-        }
+        leave_centre(centres, static_cast<double>(way.count(tile.layer)), found.first, found.second, tile.channels);
     }
 
     template <typename Way, typename F>
@@ -356,17 +351,11 @@ public:
         const Sums base = sums(0);
         std::copy_n(base.first, channels, mean);
         for (int64_t layer = 1; layer < way.layers(); ++layer) {
-            const double share = way.count(layer) / values;
-            const Sums next = sums(layer);
-            for (int64_t c = 0; c < channels; ++c) mean[c] += share * (next.first[c] - base.first[c]);
+            merge_means(sums(layer).first, base.first, way.count(layer) / values, mean, channels);
         }
         for (int64_t layer = 0; layer < way.layers(); ++layer) {
-            const double count = static_cast<double>(way.count(layer));
             const Sums next = sums(layer);
-            for (int64_t c = 0; c < channels; ++c) {
-                const double off = next.first[c] - mean[c];
-                squares[c] += next.second[c] + count * off * off;
-            }
+            merge_squares(next.second, next.first, static_cast<double>(way.count(layer)), mean, squares, channels);
         }
         for (int64_t c = 0; c < channels; ++c) {
             mean_[at + c] = static_cast<T>(mean[c]);
@@ -487,10 +476,8 @@ public:
         double *sum = sums_.data() + at, *product = products_.data() + at;
         for (int64_t layer = 0; layer < way.layers(); ++layer) {
             const Sums next = sums(layer);
-            for (int64_t c = 0; c < channels; ++c) {
-                sum[c] += next.first[c];
-                product[c] += next.second[c];
-            }
+            add(next.first, sum, channels);
+            add(next.second, product, channels);
         }
         const double values = static_cast<double>(way.volume.values());
         for (int64_t c = 0; c < channels; ++c) {

@@ -38,7 +38,9 @@ struct ColumnSums {
     template <typename F>
     void take(const Block& block, const F& add_rows) {
         for (int64_t r = 0; r < block.rows; r += TERMS) {
-            T firsts[COLUMNS] = {}, seconds[COLUMNS] = {};
+            T firsts[COLUMNS], seconds[COLUMNS];
+            std::fill_n(firsts, block.width, T(0));
+            std::fill_n(seconds, block.width, T(0));
             const int64_t rows = std::min(TERMS, block.rows - r);
             add_rows(Block{block.offset + r * block.stride, rows, block.stride, block.width}, firsts, seconds);
             add(firsts, first, block.width);
@@ -47,13 +49,25 @@ struct ColumnSums {
     }
 };
 
-// body(r, rows) for rows of a block that are summed up in a register before a sum in memory gets them
+constexpr int64_t TOGETHER = 4;  // rows that share what is loaded and saved for their columns
+
+// body(r, rows) for rows of a block together
 template <typename F>
 GANFAST_INLINE void some_rows(const Block& block, const F& body) {
-    constexpr int64_t TOGETHER = 4;
     int64_t r = 0;
     for (; r + TOGETHER <= block.rows; r += TOGETHER) body(r, TOGETHER);
     for (; r < block.rows; ++r) body(r, 1);
+}
+
+// body(at) for one column's values in some rows, each while those that come next are on their way into the cache: rows side by
+// side are more streams than a processor foresees
+template <typename F, typename... S>
+GANFAST_INLINE void along_rows(const Block& block, int64_t r, int64_t rows, int64_t j, const F& body, S*... read_or_written) {
+    for (int64_t i = 0; i < rows; ++i) {
+        const int64_t at = block.offset + (r + i) * block.stride + j;
+        (__builtin_prefetch(read_or_written + at + TOGETHER * block.stride, !std::is_const_v<S>), ...);
+        body(at);
+    }
 }
 
 // sums[j] += sum over the rows of x
@@ -61,12 +75,16 @@ template <typename How, typename S, typename T>
 GANFAST_INLINE void sum_columns_loop(const S* x, const Block& block, T* sums) {
     some_rows(block, [&](int64_t r, int64_t rows) __attribute__((always_inline)) {
         in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-            typename Lanes<T>::Type value, sum;
+            typename Lanes<T>::Type sum;
             load(sums + j, n, sum);
-            for (int64_t i = 0; i < rows; ++i) {
-                How::load(x + block.offset + (r + i) * block.stride + j, n, value);
-                sum += value;
-            }
+            along_rows(
+                block, r, rows, j,
+                [&](int64_t at) __attribute__((always_inline)) {
+                    typename Lanes<T>::Type value;
+                    How::load(x + at, n, value);
+                    sum += value;
+                },
+                x);
             save(sum, n, sums + j);
         });
     });
@@ -78,16 +96,20 @@ template <typename How, typename S, typename T>
 GANFAST_INLINE void sum_deviations_loop(const S* x, const Block& block, const T* centre, T* sums, T* squares) {
     some_rows(block, [&](int64_t r, int64_t rows) __attribute__((always_inline)) {
         in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-            typename Lanes<T>::Type value, centres, sum, square;
+            typename Lanes<T>::Type centres, sum, square;
             load(centre + j, n, centres);
             load(sums + j, n, sum);
             load(squares + j, n, square);
-            for (int64_t i = 0; i < rows; ++i) {
-                How::load(x + block.offset + (r + i) * block.stride + j, n, value);
-                const auto d = value - centres;
-                sum += d;
-                square += d * d;
-            }
+            along_rows(
+                block, r, rows, j,
+                [&](int64_t at) __attribute__((always_inline)) {
+                    typename Lanes<T>::Type value;
+                    How::load(x + at, n, value);
+                    const auto d = value - centres;
+                    sum += d;
+                    square += d * d;
+                },
+                x);
             save(sum, n, sums + j);
             save(square, n, squares + j);
         });
@@ -161,12 +183,14 @@ GANFAST_INLINE void differentiate_lanes(const S* dy, const S* x, int64_t n, cons
 
 template <typename How, typename S, typename T, typename Act>
 GANFAST_INLINE void activate_loop(const S* x, const Block& block, Affine<T> affine, Act act, S* y) {
-    for (int64_t r = 0; r < block.rows; ++r) {
-        const int64_t at = block.offset + r * block.stride;
+    some_rows(block, [&](int64_t r, int64_t rows) __attribute__((always_inline)) {
         in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
-            activate_lanes<How>(x + at + j, n, AffineLanes<T>(affine, j, n), act, y + at + j);
+            const AffineLanes<T> lanes(affine, j, n);
+            along_rows(
+                block, r, rows, j,
+                [&](int64_t at) __attribute__((always_inline)) { activate_lanes<How>(x + at, n, lanes, act, y + at); }, x, y);
         });
-    }
+    });
 }
 GANFAST_VERSIONS(activate)
 
@@ -177,19 +201,22 @@ GANFAST_INLINE void sum_gradients_loop(const S* dy, const S* x, const Block& blo
     some_rows(block, [&](int64_t r, int64_t rows) __attribute__((always_inline)) {
         in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
             const AffineLanes<T> lanes(affine, j, n);
-            typename Lanes<T>::Type value, upstream, derivative, sum, product;
+            typename Lanes<T>::Type sum, product;
             load(sums + j, n, sum);
             load(products + j, n, product);
-            for (int64_t i = 0; i < rows; ++i) {
-                const int64_t at = block.offset + (r + i) * block.stride + j;
-                How::load(x + at, n, value);
-                How::load(dy + at, n, upstream);
-                const auto d = value - lanes.mean;
-                differentiate(act, d * lanes.scale + lanes.bias, derivative);
-                const auto dz = upstream * derivative;
-                sum += dz;
-                product += dz * d;
-            }
+            along_rows(
+                block, r, rows, j,
+                [&](int64_t at) __attribute__((always_inline)) {
+                    typename Lanes<T>::Type value, upstream, derivative;
+                    How::load(x + at, n, value);
+                    How::load(dy + at, n, upstream);
+                    const auto d = value - lanes.mean;
+                    differentiate(act, d * lanes.scale + lanes.bias, derivative);
+                    const auto dz = upstream * derivative;
+                    sum += dz;
+                    product += dz * d;
+                },
+                dy, x);
             save(sum, n, sums + j);
             save(product, n, products + j);
         });
@@ -200,16 +227,52 @@ GANFAST_VERSIONS(sum_gradients)
 template <typename How, typename S, typename T, typename Act>
 GANFAST_INLINE void differentiate_loop(const S* dy, const S* x, const Block& block, Affine<T> affine, const T* level,
                                        const T* tilt, Act act, S* dx) {
-    for (int64_t r = 0; r < block.rows; ++r) {
-        const int64_t at = block.offset + r * block.stride;
+    some_rows(block, [&](int64_t r, int64_t rows) __attribute__((always_inline)) {
         in_lanes<T>(block.width, [&](int64_t j, int64_t n) __attribute__((always_inline)) {
+            const AffineLanes<T> lanes(affine, j, n);
             typename Lanes<T>::Type levels, tilts;
             load(level + j, n, levels);
             load(tilt + j, n, tilts);
-            differentiate_lanes<How>(dy + at + j, x + at + j, n, AffineLanes<T>(affine, j, n), levels, tilts, act, dx + at + j);
+            along_rows(
+                block, r, rows, j,
+                [&](int64_t at) __attribute__((always_inline)) {
+                    differentiate_lanes<How>(dy + at, x + at, n, lanes, levels, tilts, act, dx + at);
+                },
+                dy, x, dx);
         });
-    }
+    });
 }
 GANFAST_VERSIONS(differentiate)
+
+// ---- merging what was found of tiles, after Chan et al.
+
+// The sum of deviations from a centre becomes the mean, that of their squares the one from this mean.
+template <typename T>
+GANFAST_SIMD void leave_centre(const T* centre, double count, double* sums, double* squares, int64_t n) {
+    const double share = 1 / count;
+#pragma omp simd
+    for (int64_t c = 0; c < n; ++c) {
+        const double off = sums[c] * share;
+        squares[c] -= sums[c] * off;
+        sums[c] = centre[c] + off;
+    }
+}
+
+// mean += share (next - base)
+template <typename T>
+GANFAST_SIMD void merge_means(const T* next, const T* base, T share, T* mean, int64_t n) {
+#pragma omp simd
+    for (int64_t c = 0; c < n; ++c) mean[c] += share * (next[c] - base[c]);
+}
+
+// squares += those of a tile, which were taken from a mean of its own
+template <typename T>
+GANFAST_SIMD void merge_squares(const T* own, const T* own_mean, T count, const T* mean, T* squares, int64_t n) {
+#pragma omp simd
+    for (int64_t c = 0; c < n; ++c) {
+        const T off = own_mean[c] - mean[c];
+        squares[c] += own[c] + count * off * off;
+    }
+}
 
 }  // namespace ganfast

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ganfast.ops.library import Differentiable, below_autograd, register
+from ganfast.ops.library import Differentiable, below_autograd, register, without_gradient
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -176,13 +176,15 @@ class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *arguments: Any) -> Triple:
         y, mean, var = below_autograd(batch_norm_act.overload, x, weight, bias, *arguments)
-        ctx.mark_non_differentiable(mean, var)
+        without_gradient(ctx, mean, var)
         ctx.save_for_backward(x, weight, bias, mean, var)
         ctx.arguments = arguments[1:]
         return y, mean, var
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 7
         x, weight, bias, mean, var = ctx.saved_tensors
         dx, dweight, dbias = batch_norm_act_backward(grad, x, weight, bias, mean, var, *ctx.arguments)
         if weight is None:

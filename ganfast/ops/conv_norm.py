@@ -38,7 +38,7 @@ from torch import Tensor
 from ganfast.ops import convolution as products
 from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_backward
 from ganfast.ops.convolution import convolution, convolution_weight_gradient, convolve, transposed_convolve
-from ganfast.ops.library import Differentiable, asked, below_autograd, register
+from ganfast.ops.library import Differentiable, asked, below_autograd, register, without_gradient
 
 Triple = tuple[Tensor, Tensor, Tensor]
 SERVED = ("cuda",) if products.TRITON else ()  # kinds of devices
@@ -190,7 +190,7 @@ class _ConvNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, *others: Any
     ) -> Triple:
         found: Triple = below_autograd(conv_norm.overload, x, weight, bias, mean, var, *others)
-        ctx.mark_non_differentiable(*found[1:])
+        without_gradient(ctx, *found[1:])
         kept = x if ctx.needs_input_grad[1] or mean is not None else None
         ctx.save_for_backward(kept, weight, mean, var, *others[:2])
         ctx.extents, ctx.bias_dtype = x.shape[2:], None if bias is None else bias.dtype
@@ -198,7 +198,9 @@ class _ConvNorm(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+        if grad is None:
+            return (None,) * 13
         x, weight, *norm = ctx.saved_tensors
         mean, _, gamma, beta = norm
         of_x, of_weight, of_bias, *of_norm = asked(ctx)

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ganfast.ops.library import Differentiable, below_autograd, register
+from ganfast.ops.library import Differentiable, below_autograd, register, without_gradient
 
 
 def interpolate_reference(real: Tensor, fake: Tensor, alpha: Tensor, stacked: bool) -> Tensor:
@@ -90,12 +90,14 @@ class _SlopePenalty(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, g: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
         penalty, v = below_autograd(slope_penalty.overload, g, *arguments)
-        ctx.mark_non_differentiable(v)
+        without_gradient(ctx, v)
         ctx.save_for_backward(v)
         return penalty, v
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Any, ...]:
+        if upstream is None:
+            return (None,) * 4
         if torch.is_grad_enabled():
             raise RuntimeError("slope_penalty cannot be differentiated twice: call backward without create_graph")
         (v,) = ctx.saved_tensors

@@ -98,6 +98,15 @@ def below_autograd(overload: Callable[..., Any], *arguments: Any) -> Any:
         return overload(*arguments)
 
 
+def without_gradient(ctx: Any, *outputs: torch.Tensor) -> None:
+    """Mark outputs of an autograd.Function that have none, and for which its backward gets None, no tensor of zeros.
+
+    So it does for the others, where nothing in the backward pass found one.
+    """
+    ctx.mark_non_differentiable(*outputs)
+    ctx.set_materialize_grads(False)
+
+
 def asked(ctx: Any) -> list[bool]:
     """Of which inputs of an autograd.Function the backward pass that is under way wants the gradient.
 
