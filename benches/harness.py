@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import functools
 import os
 import random
 import statistics
@@ -173,15 +174,20 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return ceiling
 
 
+@functools.cache
+def _commit() -> str:
+    """Asked for once: a table that rows are added to makes the tree a changed one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """What a figure means nothing without."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else tuning.processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "commit": commit,
+        "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
 

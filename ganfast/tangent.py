@@ -129,9 +129,10 @@ def _own(node: Node, maps: Tensor, kernels: Tensor) -> tuple[int, int, int | Non
     """Stride, padding and output padding, where the op of :mod:`ganfast.ops.convolution` computes the convolution."""
     strides, paddings, dilations, transposed, more, groups = _geometry(node)
     plain = len(strides) == 2 and strides[0] == strides[1] and paddings[0] == paddings[1] and groups == 1
-    if not plain or (*dilations, *more) != (1, 1, 0, 0) or torch.compiler.is_compiling() or not serves(maps, kernels, transposed):
+    if not plain or (*dilations, *more) != (1, 1, 0, 0) or torch.compiler.is_compiling():
         return None
-    return strides[0], paddings[0], 0 if transposed else None
+    steps = strides[0], paddings[0]
+    return (*steps, 0 if transposed else None) if serves(maps, kernels, *steps, transposed) else None
 
 
 def _geometry(node: Node) -> tuple[Any, ...]:

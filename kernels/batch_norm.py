@@ -111,7 +111,7 @@ def _activated(z, slope, TANH: tl.constexpr):
     if TANH:
         return _tanh(z)
     else:
-        return tl.where(z > 0, z, z * slope)
+        return tl.where(z < 0, tl.where(slope == 0, 0.0, z * slope), z)  # 0 of -infinity too
 
 
 @triton.jit

@@ -87,6 +87,14 @@ def step(
     call(*net.lists(), number(lr, device), number(0.3, device), *settings, flag)
 
 
+MADE_OF = {"params": (), "exp_avgs": ("grads", "params"), "exp_avg_sqs": (), "averages": ("params",)}
+
+
+def _largest(t: Tensor) -> float:
+    finite = t[t.isfinite()]
+    return finite.abs().max().item() if finite.numel() else 0.0
+
+
 def check(net: Network, settings: tuple[float, ...], found_inf: float | None = None, device: str = "cpu") -> None:
     """Three steps."""
     actual, torchs, exact = net.like(device=device), net.like(), net.like(DOUBLE)
@@ -99,8 +107,11 @@ def check(net: Network, settings: tuple[float, ...], found_inf: float | None = N
                 t.add_(1)
     for kind in ("params", "exp_avgs", "exp_avg_sqs", "averages"):
         for i, (found, same, wanted) in enumerate(zip(*(getattr(n, kind) for n in (actual, torchs, exact)), strict=True)):
-            # a dozen roundings a step, of numbers as large as what they are made of
-            assert_parity(found.cpu(), same, wanted, reduce_length=36, name=f"{kind}[{i}]")
+            # a dozen roundings a step, of numbers as large as what they are made of: one that is the difference of two has
+            # the rounding of those
+            scale = max(_largest(getattr(net, made_of)[i]) for made_of in (kind, *MADE_OF[kind]))
+            scale = max(scale, _largest(wanted))
+            assert_parity(found.cpu(), same, wanted, reduce_length=36, scale=scale, name=f"{kind}[{i}]")
             assert found.stride() == getattr(net, kind)[i].stride()
     for kind in ("grads", "steps"):
         for found, before in zip(getattr(actual, kind), getattr(torchs, kind), strict=True):

@@ -257,15 +257,19 @@ def check_nan_and_inf(value: float, dtype: torch.dtype, layout: str, generator: 
 
 def check_known(generator: torch.Generator, device: str = "cpu") -> None:
     """Statistics that are not x's own, in strides of their own."""
-    for layout in ("contiguous", "channels-last", "cropped"):
-        at = given(Batch("images", (4, 5, 9, 9), layout), Form(groups=2, slope=0.2), torch.float32, generator)
+    for layout, slope in itertools.product(("contiguous", "channels-last", "cropped"), (0.2, 0.0)):
+        at = given(Batch("images", (4, 5, 9, 9), layout), Form(groups=2, slope=slope), torch.float32, generator)
+        at.x[0, :, 0, 0] = -torch.inf  # of which ReLU makes 0
+        at.x[1, :, 2, 3] = torch.nan
         mean, var = torch.randn(5, 2, generator=generator).t(), torch.rand(5, 2, generator=generator).t()
         x, weight, bias, _, *act = at.arguments(device)
         y = normalise_act(x, weight, bias, mean.to(device), var.to(device), *act).cpu()
         _, z = normalised(at, mean, var)
         torchs = normalise_act_reference(*at.arguments()[:3], mean, var, *act)
         assert_strides(y, torchs)
-        assert_parity(y, torchs, torch.where(z > 0, z, z * at.slope), scale=finite_max(z))
+        exact = z.relu() if slope == 0 else torch.where(z > 0, z, z * slope)
+        assert_parity(y, torchs, exact, scale=finite_max(z))
+        assert exact[0, :, 0, 0].isfinite().any() == (slope == 0)
 
 
 # Arguments that do not fit, and what all backends say of them.

@@ -13,7 +13,8 @@ template <typename T>
 struct LeakyReLU {
     T slope;
 
-    GANFAST_HOST_DEVICE T operator()(T z) const { return z * derivative(z); }
+    // 0 of -infinity too, where slope is 0
+    GANFAST_HOST_DEVICE T operator()(T z) const { return !(z < 0) ? z : slope == 0 ? T(0) : z * slope; }
     GANFAST_HOST_DEVICE T derivative(T z) const { return z > 0 ? T(1) : slope; }
 };
 

@@ -151,8 +151,9 @@ GANFAST_INLINE void differentiate(const Tanh<T>& act, const V& z, V& derivative)
 
 template <typename T, typename V>
 GANFAST_INLINE void activate(const LeakyReLU<T>& act, const V& z, V& y) {
-    differentiate(act, z, y);
-    y *= z;
+    V below{};  // also of -infinity
+    if (act.slope != 0) below = z * act.slope;
+    y = z < 0 ? below : z;
 }
 
 template <typename T, typename V>

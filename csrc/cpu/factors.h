@@ -109,6 +109,7 @@ Tensor make_big(const Tensor& given_small, const Tensor& given_weight, const Par
     const Tensor small = channels_last(given_small, "x"), weight = channels_last(given_weight, "weight");
     expect_weight_dtype(small, weight);
     expect_steps(stride, padding);
+    STD_TORCH_CHECK(height >= 1 && width >= 1, "expected a result with at least one pixel, got ", height, " x ", width);
     const Geometry g = from_small(small, weight, height, width, stride, padding);
     const Parameter bias = bias_for(given_bias, g.b);
     const Tensor big = empty_channels_last({g.samples, g.b, height, width}, small.scalar_type(), small);

@@ -48,17 +48,23 @@ inline Geometry merged(const Geometry& g, int64_t height, int64_t width) {
 
 // ---- big
 
-// to[j apart + c] += from[j stride + c] for j < count and c < run, a multiple of 4, every `turns`-th j after the other: two that
-// follow one another do not overlap then, so that nothing waits for what was just written
-GANFAST_SIMD inline void fold(const float* from, int64_t stride, int64_t count, int64_t run, int64_t turns, int64_t apart,
+// to[j apart + c] += from[j stride + c] for j < count and c < length, every `turns`-th j after the other: two that follow one
+// another do not overlap then, so that nothing waits for what was just written. From there up to a multiple of 4 what is in `from`
+// is left out: it is the product of zeros with what may be no number.
+GANFAST_SIMD inline void fold(const float* from, int64_t stride, int64_t count, int64_t length, int64_t turns, int64_t apart,
                               float* to) {
     typedef float Four __attribute__((vector_size(16)));
+    typedef int32_t Mask __attribute__((vector_size(16)));
+    const int64_t last = (length - 1) / 4 * 4;
+    Mask kept;
+    for (int64_t c = 0; c < 4; ++c) kept[c] = last + c < length ? -1 : 0;
     for (int64_t turn = 0; turn < turns; ++turn) {
         for (int64_t j = turn; j < count; j += turns) {
-            for (int64_t c = 0; c < run; c += 4) {
+            for (int64_t c = 0; c <= last; c += 4) {
                 Four sum, more;
                 std::memcpy(&sum, to + j * apart + c, sizeof sum);
                 std::memcpy(&more, from + j * stride + c, sizeof more);
+                if (c == last) more = kept ? more : Four{};
                 sum += more;
                 std::memcpy(to + j * apart + c, &sum, sizeof sum);
             }
@@ -116,8 +122,8 @@ void fold_to_big(const S* small, const Weight<S>& weight, const Finish& finish, 
             for (int64_t ky = 0; ky < g.height; ++ky) {
                 const int64_t y = g.stride * i - g.padding + ky;
                 if (y < 0 || y >= g.H) continue;
-                fold(products + i * g.w * stride + ky * run, stride, g.w, run, ceil_div(g.width, g.stride), g.stride * g.b,
-                     sums + y * line);
+                fold(products + i * g.w * stride + ky * run, stride, g.w, g.width * g.b, ceil_div(g.width, g.stride),
+                     g.stride * g.b, sums + y * line);
             }
         }
         for (int64_t y = 0; y < g.H; ++y) {

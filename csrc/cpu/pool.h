@@ -2,8 +2,9 @@
 //
 // glibc gives large blocks back to the system when they are freed, and the next tensors fault on every page anew. Here a freed
 // block waits for the next tensor that fills half of it. Of those that would serve, the smallest does, and of equal ones the last
-// one freed, as it is in a cache still. What is in use and what waits are together no more than what the last 4096 results, or
-// twice as many, had in use at once, or GANFAST_POOL_MB (64 unless set; 0 keeps nothing): what waited longest goes first.
+// one freed, as it is in a cache still. What is in use and what waits are together no more than was in use at once while the
+// last 4096 blocks were taken, or twice as many, results and scratch alike, or GANFAST_POOL_MB (64 unless set; 0 keeps nothing):
+// what waited longest goes first.
 #pragma once
 
 #include <algorithm>
@@ -57,7 +58,7 @@ public:
 private:
     static constexpr size_t HEADER = 64;  // keeps the data on a cache line of its own
     static constexpr size_t PAGE = 4096;
-    static constexpr int64_t RECENT = 4096;  // results
+    static constexpr int64_t RECENT = 4096;  // blocks that were taken
     struct Block {
         size_t size;  // of what follows the header
     };

@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import _has_any_global_hook
 
-from ganfast.nn.conv import FORWARDS, convolve, plain
+from ganfast.nn.conv import convolve, known, plain
 from ganfast.nn.groups import Grouped, groups_of, measures
 from ganfast.nn.handed import Handed, Statistics, convolve_between, made
 from ganfast.ops.batch_norm import batch_norm_act, normalise_act
@@ -112,7 +112,8 @@ def _run(part: Part, x: Any, rest: tuple[Any, ...], keywords: dict[str, Any], ha
         mean, var = norm.running_mean, norm.running_var
         if activation is not None and mean is not None and var is not None and _takes_as_constants(norm, y):
             norm._check_input_dim(y)
-            return normalise_act(y, norm.weight, norm.bias, mean[None], var[None], norm.eps, activation.slope, activation.tanh)
+            act = norm.eps, activation.slope, activation.tanh
+            return normalise_act(_laid_out(y), norm.weight, norm.bias, mean[None], var[None], *act)
         y = norm(y)
     return _activate(act, y, rest, keywords) if activation is None else activation.over(y)
 
@@ -131,7 +132,7 @@ def _convolve(conv: Any, x: Any, groups: int = 0) -> tuple[Any, Statistics]:
 
 def _known(conv: Any) -> bool:
     """Whether a call of ``conv`` is one of PyTorch's convolutions and nothing else."""
-    return isinstance(conv, _ConvNd) and bare(conv) and type(conv).forward in FORWARDS
+    return isinstance(conv, _ConvNd) and bare(conv) and known(conv)
 
 
 def _hands_on(following: Any) -> bool:
@@ -223,7 +224,15 @@ def _activate(act: Any, y: Any, rest: tuple[Any, ...], keywords: dict[str, Any])
 
 
 def _kernel_takes(norm: _BatchNorm, x: Any) -> bool:
-    """Whether the op has a kernel for ``x``, and nothing speaks against it that ``norm`` itself would say or do better."""
+    """Whether a kernel normalises ``x`` by its own statistics, and ``norm`` itself would do nothing else or better."""
+    if not _kernel_knows(norm, x):
+        return False
+    groups = groups_of(norm)
+    return bool(x.shape[0] % groups == 0 and _values(x) > groups)
+
+
+def _kernel_knows(norm: _BatchNorm, x: Any) -> bool:
+    """Whether there is a kernel for ``x`` of these types, and nothing that PyTorch would refuse."""
     if (
         type(x) not in (Tensor, nn.Parameter)
         or x.device.type not in _SERVED
@@ -239,15 +248,20 @@ def _kernel_takes(norm: _BatchNorm, x: Any) -> bool:
     state = [t for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if t is not None]
     if any(t.dtype != beside or t.device != x.device for t in state) or (norm.weight is None) != (norm.bias is None):
         return False
-    groups = groups_of(norm)
-    return bool(x.dim() > 1 and x.shape[1] == norm.num_features and x.shape[0] % groups == 0 and _values(x) > groups)
+    return bool(x.dim() > 1 and x.shape[1] == norm.num_features and x.numel())
 
 
 def _takes_as_constants(norm: _BatchNorm, x: Any) -> bool:
     """Whether a kernel normalises ``x`` by statistics that are known, through which nothing is to be differentiated."""
-    if torch.compiler.is_compiling() or not _kernel_takes(norm, x):
+    if torch.compiler.is_compiling() or not _kernel_knows(norm, x):
         return False
     return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, norm.weight, norm.bias)))
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """``x`` as PyTorch's batch norm lays out its result: channels last where x is, of images or volumes, else contiguous."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
+    return x if x.is_contiguous(memory_format=last) else x.contiguous()
 
 
 def _values(x: Tensor) -> int:
@@ -257,7 +271,7 @@ def _values(x: Tensor) -> int:
 
 def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation, handed_on: bool) -> Tensor:
     norm._check_input_dim(x)
-    groups = groups_of(norm)
+    x, groups = _laid_out(x), groups_of(norm)
     y: Tensor
     arguments = groups, norm.eps, activation.slope, activation.tanh
     y, mean, var = batch_norm_act(x, norm.weight, norm.bias, *arguments)
@@ -305,9 +319,15 @@ def _folds(conv: Any, norm: _BatchNorm, x: Any) -> bool:
         return False
     if norm.running_mean is None or norm.running_var is None:
         return False
+    types = (x.dtype, torch.promote_types(x.dtype, torch.float32))
+    state = [t for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias) if t is not None]
+    if any(t.dtype not in types for t in state):  # which PyTorch refuses
+        return False
     # what is recorded serves batches of any size, and a compiler may fold once and for all
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
+    if any(t.shape != (conv.out_channels,) for t in state):  # which PyTorch refuses too
+        return False
     weight_per_output = math.prod(conv.kernel_size) * conv.in_channels // conv.groups
     shrinks = math.prod(conv.stride)
     positions = x.shape[0] * math.prod(x.shape[2:])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 
 from ganfast.ops.convolution import bent, convolution, rounds, serves
 
@@ -29,17 +29,23 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         return convolve(self, input, self.weight, self.bias)
 
 
-FORWARDS: dict[Any, Callable[..., Tensor]] = {
-    nn.Conv1d.forward: F.conv1d,
-    nn.Conv2d.forward: F.conv2d,
-    nn.Conv3d.forward: F.conv3d,
-    nn.ConvTranspose1d.forward: F.conv_transpose1d,
-    nn.ConvTranspose2d.forward: F.conv_transpose2d,
-    nn.ConvTranspose3d.forward: F.conv_transpose3d,
-    Conv2d.forward: F.conv2d,
-    ConvTranspose2d.forward: F.conv_transpose2d,
+_FORWARDS = {
+    *(each.forward for each in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)),
+    Conv2d.forward,
+    ConvTranspose2d.forward,
 }
-"""The function that each of the forwards that are known is."""
+_INNER = {each._conv_forward for each in (_ConvNd, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+def known(conv: Any) -> bool:
+    """Whether the forward of ``conv`` is one of PyTorch's convolutions and nothing else."""
+    return type(conv).forward in _FORWARDS and _convolves(conv)
+
+
+def _convolves(conv: Any) -> bool:
+    """Whether nobody replaced what forward calls: to standardise the weight, say, or to pad in a way of its own."""
+    return type(conv)._conv_forward in _INNER and "_conv_forward" not in conv.__dict__
 
 
 def plain(conv: Any) -> bool:
@@ -49,16 +55,16 @@ def plain(conv: Any) -> bool:
 
 
 def convolve(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, slope: float = 1.0) -> Tensor:
-    """What a known ``conv`` makes of x with this weight and bias, and LeakyReLU of that.
+    """What ``conv`` makes of x with this weight and bias, and LeakyReLU of that.
 
     The weight is handed in, read once for all: reading a parametrised one may change it.
     """
-    if plain(conv):
+    if plain(conv) and _convolves(conv):
         y = by_op(x, weight, bias, conv.stride[0], conv.padding[0], conv.transposed, slope)
         if y is not None:
             return y
     if conv.transposed:
-        transposed = FORWARDS[type(conv).forward]
+        transposed = _TRANSPOSED[len(conv.kernel_size)]
         y = transposed(x, weight, bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation)
     else:
         y = conv._conv_forward(x, weight, bias)
@@ -73,7 +79,7 @@ def by_op(
         return None
     dtype = lowered(x)
     mixed = dtype is None and bias is not None and bias.dtype != weight.dtype  # which PyTorch refuses
-    if mixed or not serves(x, weight, transposed, dtype):
+    if mixed or not serves(x, weight, stride, padding, transposed, dtype):
         return None
     if dtype is not None:
         x, weight = x.to(dtype), weight if rounds(x, weight) else weight.to(dtype)

@@ -48,8 +48,9 @@ def convolve_between(
     dtype = lowered(x) or x.dtype
     if isinstance(given, Handed) and dtype != x.dtype:  # which is normalised before it is cast
         return None
-    if not serves(x, weight, conv.transposed, lowered(x)) or (groups and x.shape[0] % groups):
+    stride, padding = conv.stride[0], conv.padding[0]
+    if not serves(x, weight, stride, padding, conv.transposed, lowered(x)) or (groups and x.shape[0] % groups):
         return None
-    steps = conv.transposed, conv.stride[0], conv.padding[0]
+    steps = conv.transposed, stride, padding
     y, *statistics = conv_norm(x.to(dtype), weight.to(dtype), bias, *norm, *steps, groups)
     return y, tuple(statistics) if groups else None

@@ -111,6 +111,8 @@ def _normalised(grouped: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tenso
 def _activated(z: Tensor, slope: float, tanh: bool) -> Tensor:
     if tanh:
         return z.tanh()
+    if slope == 0:
+        return z.relu()
     return z if slope == 1 else torch.where(z > 0, z, z * slope)
 
 

@@ -44,7 +44,7 @@ Triple = tuple[Tensor, Tensor, Tensor]
 SERVED = ("cuda",) if products.TRITON else ()  # kinds of devices
 
 
-def serves(x: Tensor, weight: Tensor, transposed: bool, dtype: torch.dtype | None = None) -> bool:
+def serves(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool, dtype: torch.dtype | None = None) -> bool:
     """Whether kernels that leave a unwritten compute with these, cast to ``dtype``, and y lies as PyTorch's own would."""
     types = {dtype or x.dtype, dtype or weight.dtype}
     return (
@@ -54,6 +54,7 @@ def serves(x: Tensor, weight: Tensor, transposed: bool, dtype: torch.dtype | Non
         and x.dim() == 4
         and x.numel() > 0
         and x.shape[1] == weight.shape[0 if transposed else 1]
+        and products.makes_pixels(x, weight, stride, padding, transposed)
     )
 
 

@@ -18,7 +18,7 @@ The first two end with an activation, if asked to: of each sum z, bias and all, 
 Factors are float32 or bfloat16 (in bfloat16 with an even number of channels to sum over); sums are float32. A weight for maps in
 bfloat16 may be float32: it is rounded as it is read, and its gradient, where ``dtype`` says float32, not at all (PyTorch's way
 rounds and casts). Results have the maps' dtype and lie channels last, and factors that lie otherwise are copied first. Every
-number is one sum in a fixed order, so results do not depend on the number of threads.
+number is one sum in a fixed order, so what one way gives does not depend on the number of threads.
 
 :func:`convolution` is what modules call. On the CPU three ways each win for some shapes, so each of the products is measured once
 for each shape (:mod:`ganfast.tuning`), unless ``GANFAST_CPU`` is set: PyTorch's own (oneDNN); ``tiled``, rows of pixels times
@@ -72,9 +72,9 @@ def convolution(
     return found
 
 
-def serves(x: Tensor, weight: Tensor, transposed: bool, dtype: torch.dtype | None = None) -> bool:
+def serves(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool, dtype: torch.dtype | None = None) -> bool:
     """Whether a kernel of this op computes with these, cast to ``dtype``, and its result lies as PyTorch's own would."""
-    if x.dim() != 4 or x.numel() == 0 or not lies_last(weight):
+    if x.dim() != 4 or x.numel() == 0 or not lies_last(weight) or not makes_pixels(x, weight, stride, padding, transposed):
         return False
     one, other = dtype or x.dtype, dtype or weight.dtype
     if x.device.type == "cuda":
@@ -86,6 +86,14 @@ def serves(x: Tensor, weight: Tensor, transposed: bool, dtype: torch.dtype | Non
 def rounds(x: Tensor, weight: Tensor) -> bool:
     """Whether kernels take a float32 weight for x in fewer bits, which for others has to be cast."""
     return library.CPU == "cpp" and x.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def makes_pixels(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool) -> bool:
+    """Whether the result has any; a transposed convolution's may have none."""
+    for extent, kernel in zip(x.shape[2:], weight.shape[2:], strict=True):
+        if ((extent - 1) * stride - 2 * padding + kernel if transposed else extent + 2 * padding - kernel + 1) < 1:
+            return False
+    return True
 
 
 def lies_last(weight: Tensor) -> bool:
@@ -213,6 +221,8 @@ def _keep(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    if grad.shape[1] == 1:  # a single sum is one that PyTorch would split by threads, those of rows and samples are not
+        return grad.sum(3, dtype=torch.promote_types(grad.dtype, torch.float32)).sum(2).sum(0).to(dtype)
     # summed in float32 and rounded once, as PyTorch's is; asked for float32 it would make a copy in float32 first
     return grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1]).sum(0).to(dtype)
 

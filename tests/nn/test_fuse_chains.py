@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from fused_twins import assert_close, assert_same_state, assert_twins, ops_of, t
 from parity import assert_parity
 from torch import Tensor, nn
 
+import ganfast
 from ganfast.errors import InvalidValue
 from ganfast.nn import chain as chains
 from ganfast.nn import fuse, statistics_groups
@@ -68,6 +71,119 @@ def test_every_convolution_is_folded(conv: nn.Module, norm: type[nn.Module], sha
     assert_twins(plain, fused, images(*shape))
     assert ops_of(fused.eval(), images(*shape)).count("batch_norm") == 0
     assert ops_of(plain.eval(), images(*shape)).count("batch_norm") == 1
+
+
+def standardise(weight: Tensor) -> Tensor:
+    return (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
+
+
+class Standardised(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, standardise(weight), bias)
+
+
+def patched() -> nn.Conv2d:
+    """Tiled as images are whose edges meet: what is usually put into a network that is made already."""
+    conv = nn.Conv2d(4, 6, 3)
+    conv._conv_forward = lambda x, weight, bias: nn.functional.conv2d(  # type: ignore[method-assign]
+        nn.functional.pad(x, (1, 1, 1, 1), "circular"), weight, bias
+    )
+    return conv
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("conv", [lambda: Standardised(4, 6, 3), patched])
+def test_what_a_convolution_does_inside_is_done(conv: Callable[[], nn.Conv2d], layout: torch.memory_format) -> None:
+    plain, fused = (n.to(memory_format=layout) for n in twins(network(conv(), nn.BatchNorm2d(6), nn.ReLU())))
+    assert_twins(plain, fused, images())
+
+
+@served
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_what_our_own_convolution_does_inside_is_done(layer: type[nn.Module]) -> None:
+    """Where they are subclassed, as PyTorch's."""
+    ours = {nn.Conv2d: ganfast.nn.Conv2d, nn.ConvTranspose2d: ganfast.nn.ConvTranspose2d}[layer]
+
+    class Doubled(ours):  # type: ignore[misc, valid-type]
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(2 * input)
+
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return nn.functional.conv2d(3 * input, weight, bias)
+
+    for layout in (torch.contiguous_format, torch.channels_last):
+        conv = Doubled(4, 6, 3).to(memory_format=layout)
+        x = images().float()
+        if layer is nn.Conv2d:
+            expected = nn.functional.conv2d(6 * x, conv.weight, conv.bias)
+        else:
+            expected = nn.functional.conv_transpose2d(2 * x, conv.weight, conv.bias)
+        torch.testing.assert_close(conv(x), expected)
+
+
+@served
+@pytest.mark.parametrize("channels", [8, 40])
+def test_a_map_without_pixels_is_pytorchs(channels: int) -> None:
+    network = nn.Sequential(nn.ConvTranspose2d(4, channels, 2, 1, 1), nn.BatchNorm2d(channels), nn.ReLU())
+    fused = fuse(network.to(memory_format=torch.channels_last).eval())
+    x = torch.randn(2, 4, 1, 1, requires_grad=True)
+    y = fused(x)
+    assert y.shape == (2, channels, 0, 0)
+    y.sum().backward()
+    assert not x.grad.any()
+
+
+@served
+def test_relu_of_minus_infinity_is_zero() -> None:
+    """As PyTorch's is, with a convolution before it and without."""
+    x = images().float()
+    x[0, 0, 0, 0] = -torch.inf
+    one = nn.Conv2d(4, 4, 1, groups=4)
+    nn.init.ones_(one.weight)
+    for conv in (None, one):
+        plain = network(conv, nn.BatchNorm2d(4), nn.ReLU()).eval()
+        fused = fuse(copy.deepcopy(plain))
+        with torch.no_grad():
+            y = plain(x)
+            assert y[0, 0, 0, 0] == 0
+            torch.testing.assert_close(fused(x), y)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 4, 3), (6, 3, 5, 4, 2), (6, 4, 1, 1)], ids=str)
+def test_results_lie_in_memory_as_batch_norms_do(shape: tuple[int, ...], training: bool) -> None:
+    norm = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[len(shape)]
+    plain = nn.Sequential(norm(4), nn.ReLU()).train(training)
+    fused = fuse(copy.deepcopy(plain))
+    x = torch.randn(shape)
+    seen = 0
+    for first, second in itertools.combinations(range(len(shape)), 2):
+        turned = x.transpose(first, second)
+        if turned.shape[1] != 4:
+            continue
+        for given in (turned, turned.contiguous(), turned[..., :1] if shape[-1] > 1 else turned):
+            with torch.no_grad():
+                theirs, ours = plain(given), fused(given)
+            strides = [[s for s, size in zip(y.stride(), y.shape, strict=True) if size > 1] for y in (ours, theirs)]
+            assert strides[0] == strides[1], (given.stride(), first, second)
+            torch.testing.assert_close(ours, theirs)
+            seen += 1
+    assert seen
+
+
+def test_types_that_pytorch_refuses_together_are_refused() -> None:
+    plain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4).double(), nn.ReLU()).eval()
+    for network in (plain, fuse(copy.deepcopy(plain))):
+        with pytest.raises(RuntimeError, match="dtype"):
+            network(images().float())
+
+
+def test_statistics_of_another_size_are_refused() -> None:
+    plain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+    plain[1].running_mean = torch.zeros(1)
+    for network in (plain, fuse(copy.deepcopy(plain))):
+        with pytest.raises(RuntimeError, match="running_mean"):
+            network(images().float())
 
 
 def test_a_weight_larger_than_the_images_is_not_made_anew() -> None:
