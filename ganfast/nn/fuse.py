@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -231,6 +232,9 @@ def _verdict(norm: _BatchNorm, chains: list[tuple[nn.Module, _Chain]]) -> tuple[
 
 def _why_unseen(path: str, modules: dict[str, nn.Module], plans: dict[str, _Plan]) -> str:
     """Why nothing that holds the batch norm at ``path`` joins it to anything."""
+    names = path.split(".")
+    if any(isinstance(modules[".".join(names[:count])], GraphModule) for count in range(len(names))):
+        return "a graph of torch.fx calls it: fuse what was traced, before it is"
     while path:
         path = path.rpartition(".")[0]
         container = modules[path]

@@ -428,6 +428,13 @@ def replaced() -> nn.Module:
     return network
 
 
+def holder(norm: nn.Module) -> nn.Module:
+    network = nn.Module()
+    network.norm = norm
+    return network
+
+
+TRACED = "a graph of torch.fx calls it: fuse what was traced, before it is"
 LONE = "no convolution stands before it, and no ReLU, LeakyReLU or Tanh behind it"
 
 
@@ -444,7 +451,8 @@ LONE = "no convolution stands before it, and no ReLU, LeakyReLU or Tanh behind i
         (nn.ModuleList([nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.ReLU()]), "nothing calls it"),
         (replaced(), "the forward of this Sequential was replaced"),
         (parametrised(), "this ParametrizedLone is parametrised itself"),
-        (torch.fx.symbolic_trace(chain(nn.BatchNorm2d(1))), "Sequential of torch.fx.graph_module is torch's own"),
+        (torch.fx.symbolic_trace(chain(chain(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)), nn.ReLU())), TRACED),
+        (holder(nn.BatchNorm2d(1)), "Module of torch.nn.modules.module is torch's own"),
         (hooked(1, "forward_hook"), "it has hooks"),
         (hooked(1, "forward_pre_hook"), "it has hooks"),
         (hooked(1, "full_backward_hook"), "it has hooks"),
