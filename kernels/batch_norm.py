@@ -173,11 +173,20 @@ def tile_moments(
 
 
 @triton.jit
-def moments(
+def _follow(running_ptr, found, momentum, there):
+    """As torch.lerp moves, from the nearer end."""
+    running = tl.load(running_ptr, there, 0.0)
+    near = tl.abs(momentum) < 0.5
+    away = found - running
+    tl.store(running_ptr, tl.where(near, running + momentum * away, found + (momentum - 1) * away), there)
+
+
+@triton.jit
+def _merged(
     x_ptr,
     sums_ptr,
-    mean_ptr,
-    var_ptr,
+    group,
+    channel,
     rows,
     channels,
     run,
@@ -186,14 +195,8 @@ def moments(
     WIDTH: tl.constexpr,
     SINGLE: tl.constexpr,
 ):
-    """mean and var of a group's channels, of what their tiles found.
-
-    Moves the sums. A program reads those of 8 channels, twice.
-    """
-    layers, blocks = _layers(rows, run, HEIGHT, WIDTH, SINGLE), tl.cdiv(channels, CHANNELS)
-    number = tl.program_id(0).to(tl.int64)
-    group, channel = number // blocks, number % blocks * CHANNELS + tl.arange(0, CHANNELS)
-    there = channel < channels
+    """mean and var of some of a group's channels, in float64."""
+    layers, there = _layers(rows, run, HEIGHT, WIDTH, SINGLE), channel < channels
     sums = tl.zeros([LAYERS, CHANNELS], tl.float64)
     for start in range(0, layers, LAYERS):
         layer = start + tl.arange(0, LAYERS).to(tl.int64)
@@ -209,10 +212,50 @@ def moments(
         mask = (layer < layers)[:, None] & there[None, :]
         away = tl.load(part_ptr, mask, 0.0).to(tl.float64) - off[None, :]
         squares += tl.where(mask, tl.load(part_ptr + channels, mask, 0.0) + count[:, None] * away * away, 0.0)
-    centre = tl.load(x_ptr + (group * rows * channels + channel) * run, there, 0.0).to(mean_ptr.dtype.element_ty)
-    at = group * channels + channel
-    tl.store(mean_ptr + at, (centre + off).to(mean_ptr.dtype.element_ty), there)
-    tl.store(var_ptr + at, (tl.sum(squares, 0) / values).to(var_ptr.dtype.element_ty), there)
+    centre = tl.load(x_ptr + (group * rows * channels + channel) * run, there, 0.0).to(tl.float64)
+    return centre + off, tl.sum(squares, 0) / values
+
+
+@triton.jit(do_not_specialize=["momentum_bits", "values"])
+def moments(
+    x_ptr,
+    sums_ptr,
+    mean_ptr,
+    var_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    counted_ptr,
+    groups,
+    momentum_bits: tl.int64,
+    rows,
+    channels,
+    run,
+    values,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    SINGLE: tl.constexpr,
+):
+    """mean and var of the groups' channels, of what their tiles found, and the running ones, which follow each group in turn.
+
+    Moves the sums. A program reads those of 8 channels, of all groups, twice.
+    """
+    wide = mean_ptr.dtype.element_ty
+    channel = tl.program_id(0).to(tl.int64) * CHANNELS + tl.arange(0, CHANNELS)
+    there = channel < channels
+    for group in range(0, groups):
+        mean, var = _merged(x_ptr, sums_ptr, group, channel, rows, channels, run, values, HEIGHT, WIDTH, SINGLE)
+        mean, var = mean.to(wide), var.to(wide)
+        at = group * channels + channel
+        tl.store(mean_ptr + at, mean, there)
+        tl.store(var_ptr + at, var, there)
+        if running_mean_ptr is not None:
+            momentum = _float64(momentum_bits).to(wide)
+            unbiased = var * (values.to(tl.float64) / (values - 1)).to(wide)
+            _follow(running_mean_ptr + channel, mean, momentum, there)
+            _follow(running_var_ptr + channel, unbiased, momentum, there)
+    if counted_ptr is not None:  # noqa: SIM102  known when this is compiled
+        if tl.program_id(0) == 0:
+            tl.store(counted_ptr, tl.load(counted_ptr) + groups)
 
 
 @triton.jit(do_not_specialize=["eps_bits", "slope_bits"])
@@ -388,14 +431,40 @@ class _Tiles:
 
 
 def batch_norm_act(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float, slope: float, tanh: bool
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float, slope: float, tanh: bool, *running: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y (N, C, ...), mean and biased var (groups, C)."""
     _expect_volume(x, weight, bias, groups)
     dense = x if _is_volume(x) else x.contiguous()
-    mean, var = statistics(dense, groups)
+    mean, var = statistics(dense, groups, *running)
     y = activated(dense, mean, var, weight, bias, eps, slope, tanh)
     return y if dense is x else torch.empty_like(x).copy_(y), mean, var
+
+
+def batch_norm_act_tracked(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    slope: float,
+    tanh: bool,
+    running_mean: Tensor,
+    running_var: Tensor,
+    counted: Tensor | None,
+    momentum: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the running statistics (C,) follow."""
+    _expect_volume(x, weight, bias, groups)
+    _expect(x.numel() > x.shape[1] * groups, f"more than one value a channel, got {tuple(x.shape)}")
+    for statistic in (running_mean, running_var):
+        fits = statistic.dtype == torch.promote_types(x.dtype, torch.float32) and statistic.is_contiguous()
+        what = f"running statistics ({x.shape[1]},) in the type of the batch's, got {tuple(statistic.shape)}"
+        _expect(fits and statistic.shape == x.shape[1:2] and statistic.device == x.device, what)
+    if counted is not None:
+        fits = counted.numel() == 1 and counted.dtype == torch.int64 and counted.device == x.device
+        _expect(fits, f"a count in int64, got {tuple(counted.shape)}")
+    return batch_norm_act(x, weight, bias, groups, eps, slope, tanh, running_mean, running_var, counted, momentum)
 
 
 def normalise_act(
@@ -416,8 +485,15 @@ def normalise_act(
     return y if dense is x else torch.empty_like(x).copy_(y)
 
 
-def statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """mean and biased var (groups, C) of an x that is contiguous or channels last."""
+def statistics(
+    x: Tensor,
+    groups: int,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    counted: Tensor | None = None,
+    momentum: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """mean and biased var (groups, C) of an x that is contiguous or channels last; the running ones follow."""
     wide = torch.promote_types(x.dtype, torch.float32)
     mean = x.new_empty((groups, x.shape[1]), dtype=wide)
     var = torch.empty_like(mean)
@@ -425,7 +501,8 @@ def statistics(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     sums = tiles.sums(mean)
     with _device(x):
         tile_moments[tiles.grid](x, sums, *tiles.sizes, **tiles.form, WIDE=tl.float64 if wide == torch.float64 else tl.float32)
-        moments[(groups * tiles.blocks,)](x, sums, mean, var, *tiles.sizes, tiles.values, **tiles.form)
+        running = running_mean, running_var, counted, groups, _bits(momentum)
+        moments[(tiles.blocks,)](x, sums, mean, var, *running, *tiles.sizes, tiles.values, **tiles.form)
     return mean, var
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import BATCH_LAYOUTS, DTYPES, Batch, poisoned
 from parity import assert_parity
 from torch import Tensor
@@ -22,6 +23,7 @@ from ganfast.ops.batch_norm import (
     batch_norm_act_backward,
     batch_norm_act_backward_reference,
     batch_norm_act_reference,
+    batch_norm_act_tracked,
     normalise_act,
     normalise_act_reference,
 )
@@ -269,10 +271,43 @@ def check_known(generator: torch.Generator, device: str = "cpu") -> None:
         assert_strides(y, torchs)
         exact = z.relu() if slope == 0 else torch.where(z > 0, z, z * slope)
         assert_parity(y, torchs, exact, scale=finite_max(z))
-        assert exact[0, :, 0, 0].isfinite().any() == (slope == 0)
+        assert weight is not None
+        assert torch.equal(exact[0, :, 0, 0].isfinite(), (weight.cpu() > 0) & (slope == 0))
+
+
+def check_tracked(generator: torch.Generator, device: str = "cpu") -> None:
+    """Running statistics as PyTorch's batch norm moves them, group by group; the rest as without them, to the bit."""
+    for layout, dtype, groups, momentum, counts in (
+        ("contiguous", torch.float32, 1, 0.1, True),
+        ("channels-last", torch.float32, 2, 0.7, False),
+        ("channels-last", torch.bfloat16, 3, 0.1, True),
+        ("cropped", torch.float64, 2, 1.0, True),
+        ("contiguous", torch.float16, 1, 0.0, True),
+    ):
+        at = given(Batch("images", (6, 37, 5, 9), layout), Form(groups=groups, slope=0.2), dtype, generator)
+        wide = torch.promote_types(dtype, torch.float32)
+        before = [torch.randn(37, generator=generator).to(wide), torch.rand(37, generator=generator).to(wide)]
+        running, counted = [t.to(device, copy=True) for t in before], torch.tensor(40, device=device) if counts else None
+        with poisoned():
+            found = batch_norm_act_tracked(*at.arguments(device), *running, counted, momentum)
+        for ours, alone in zip(found, batch_norm_act(*at.arguments(device)), strict=True):
+            assert torch.equal(ours, alone)
+        assert counted is None or counted.item() == 40 + groups
+        torchs, exact = ([t.to(each).clone() for t in before] for each in (wide, torch.float64))
+        for kept in (torchs, exact):
+            for part in at.x.chunk(groups):
+                F.batch_norm(part.to(kept[0].dtype), *kept, training=True, momentum=momentum)
+        for name, ours, same, true, start in zip(("mean", "var"), running, torchs, exact, before, strict=True):
+            largest = larger(finite_max(true), finite_max(start))  # they are moved between the two
+            assert_parity(ours.cpu(), same, true, reduce_length=at.x[:, 0].numel(), scale=largest, name=f"running {name}")
+    x, running = torch.randn(2, 3, 1, 1, generator=generator).to(device), [torch.full((3,), 5.0, device=device) for _ in range(2)]
+    with pytest.raises((RuntimeError, ValueError), match=r"more than one value a channel, got \(2, 3, 1, 1\)"):
+        batch_norm_act_tracked(x, None, None, 2, EPS, 0.0, False, *running, None, 0.1)
+    assert all((t == 5).all() for t in running)
 
 
 # Arguments that do not fit, and what all backends say of them.
+RUNNING = torch.ones(3)
 IMAGES = torch.ones(4, 3, 2, 2)
 FEW, MANY = torch.ones(1, 3), torch.ones(3, 3)
 REFUSED: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
@@ -299,6 +334,21 @@ REFUSED: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
     "a mean alone": (normalise_act, (IMAGES, None, None, torch.ones(3), FEW, EPS, 0.0, False), r"got \(3,\)"),
     "known groups of no size": (normalise_act, (IMAGES, None, None, MANY, MANY, EPS, 0.0, False), "divide the batch of 4, got 3"),
     "statistics in float64": (normalise_act, (IMAGES, None, None, FEW.double(), FEW, EPS, 0.0, False), "mean and var"),
+    "running statistics of a channel less": (
+        batch_norm_act_tracked,
+        (IMAGES, None, None, 1, EPS, 0.0, False, RUNNING, torch.ones(2), None, 0.1),
+        r"expected running statistics \(3,\) in the type of the batch's, got \(2,\)",
+    ),
+    "running statistics in float64": (
+        batch_norm_act_tracked,
+        (IMAGES, None, None, 1, EPS, 0.0, False, RUNNING.double(), RUNNING, None, 0.1),
+        "expected running statistics",
+    ),
+    "a count in float32": (
+        batch_norm_act_tracked,
+        (IMAGES, None, None, 1, EPS, 0.0, False, RUNNING, RUNNING, torch.tensor(1.0), 0.1),
+        "expected a count in int64",
+    ),
     "a bias as a column": (
         batch_norm_act,
         (IMAGES, torch.ones(3), torch.ones(3, 1), 1, EPS, 0.0, False),

@@ -15,7 +15,7 @@ from cases import BATCH_LAYOUTS, DTYPES, LAID_OUT_VOLUMES, VOLUMES, Batch, poiso
 
 from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_backward
 
-OPS = ("batch_norm_act", "batch_norm_act_backward", "normalise_act")
+OPS = ("batch_norm_act", "batch_norm_act_tracked", "batch_norm_act_backward", "normalise_act")
 BOTH = ("contiguous", "channels-last")
 NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
 
@@ -118,6 +118,7 @@ def suite(backend: str) -> dict[str, Callable[[], None]]:
         cases[f"mixed types, {types}"] = partial(mixed_types, *types)
     for refused in checks.REFUSED:
         cases[refused] = partial(checks.check_refusal, refused)
+    cases["running statistics"] = partial(checks.check_tracked, fresh())
     cases["known statistics"] = partial(checks.check_known, fresh())
     if emulated:
         for case in DEEP:

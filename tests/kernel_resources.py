@@ -250,7 +250,8 @@ def specialisations(kernel: Any) -> Iterator[Way]:
         types |= {f"{name}_ptr": f"*{wide}" for name in ("sums", "mean", "var", "weight", "bias")}
         types |= {f"{name}_ptr": f"*{wide}" for name in ("levels", "tilts", "dweight", "dbias")}
         types |= dict.fromkeys(("groups", "rows", "channels", "run", "layers", "values"), "i32")
-        types |= {"eps_bits": "i64", "slope_bits": "i64"}
+        types |= {f"running_{name}_ptr": f"*{wide}" for name in ("mean", "var")} | {"counted_ptr": "*i64"}
+        types |= {"eps_bits": "i64", "slope_bits": "i64", "momentum_bits": "i64"}
         values = {name: chosen[name] for name in kernel.arg_names if name in chosen}
         signature = {name: "constexpr" if name in chosen else types[name] for name in kernel.arg_names}
         if (signature, values) in seen:

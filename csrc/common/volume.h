@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "batches.h"
+#include "running.h"
 #include "tensors.h"
 
 namespace ganfast {
@@ -34,6 +35,34 @@ inline void expect_statistics(const Tensor& x, const Tensor& mean, const Tensor&
                         shape_of(statistic));
     }
     expect_on_device_of(x, {mean, var});
+}
+
+// What the running statistics are kept in: mean and var (channels), and how many groups they have followed.
+struct Tracked {
+    Tensor mean, var;
+    Parameter counted;
+    double momentum;
+
+    template <typename T>
+    Running<T> running(int64_t values) const {
+        const double m = static_cast<double>(values);
+        return {mutable_data_of<T>(mean), mutable_data_of<T>(var), static_cast<T>(momentum), static_cast<T>(m / (m - 1))};
+    }
+    int64_t* count() const { return counted ? mutable_data_of<int64_t>(*counted) : nullptr; }
+};
+
+inline void expect_tracked(const Tensor& x, int64_t groups, const Tracked& tracked) {
+    STD_TORCH_CHECK(x.numel() / (x.size(1) * groups) > 1, "expected more than one value a channel, got ", shape_of(x));
+    for (const Tensor& statistic : {tracked.mean, tracked.var}) {
+        STD_TORCH_CHECK(statistic.dim() == 1 && statistic.size(0) == x.size(1) && statistic.is_contiguous() &&
+                            statistic.scalar_type() == beside(ScalarType::Float, x.scalar_type()),
+                        "expected running statistics (", x.size(1), ",) in the type of the batch's, got ", shape_of(statistic));
+        expect_on_device_of(x, {statistic});
+    }
+    if (!tracked.counted) return;
+    STD_TORCH_CHECK(tracked.counted->numel() == 1 && tracked.counted->scalar_type() == ScalarType::Long,
+                    "expected a count in int64, got ", shape_of(*tracked.counted));
+    expect_on_device_of(x, {*tracked.counted});
 }
 
 inline void expect_gradient(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& var) {

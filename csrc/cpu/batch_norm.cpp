@@ -382,9 +382,12 @@ private:
     }
 };
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& x, const Parameter& weight, const Parameter& bias, int64_t groups,
-                                                  double eps, double slope, bool tanh) {
+using Triple = std::tuple<Tensor, Tensor, Tensor>;
+
+Triple run_forward(const Tensor& x, const Parameter& weight, const Parameter& bias, int64_t groups, double eps, double slope,
+                   bool tanh, const Tracked* tracked) {
     expect_volume(x, weight, bias, groups);
+    if (tracked) expect_tracked(x, groups, *tracked);
     const ScalarType type = x.scalar_type(), wide = beside(ScalarType::Float, type);
     const Written y(pooled_as(x, type), type);
     const Tensor laid_out = as_laid_out(x, y.written);
@@ -401,8 +404,25 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& x, const Paramet
                                               mutable_data_of<S>(y.written), mutable_data_of<T>(mean), mutable_data_of<T>(var));
             by_way(volume, [&](const auto& way) { run_job(way, forward); });
         });
+        if (!tracked) return;
+        const Running<T> running = tracked->running<T>(volume.values());
+        const T *means = data_of<T>(mean), *vars = data_of<T>(var);
+        for (int64_t i = 0; i < groups * volume.channels; ++i) running.follow(i % volume.channels, means[i], vars[i]);
+        if (int64_t* count = tracked->count()) *count += groups;
     });
     return {y.finished(), mean, var};
+}
+
+Triple batch_norm_act(const Tensor& x, const Parameter& weight, const Parameter& bias, int64_t groups, double eps, double slope,
+                      bool tanh) {
+    return run_forward(x, weight, bias, groups, eps, slope, tanh, nullptr);
+}
+
+Triple batch_norm_act_tracked(const Tensor& x, const Parameter& weight, const Parameter& bias, int64_t groups, double eps,
+                              double slope, bool tanh, const Tensor& running_mean, const Tensor& running_var,
+                              const Parameter& counted, double momentum) {
+    const Tracked tracked{running_mean, running_var, counted, momentum};
+    return run_forward(x, weight, bias, groups, eps, slope, tanh, &tracked);
 }
 
 Tensor normalise_act(const Tensor& x, const Parameter& weight, const Parameter& bias, const Tensor& mean, const Tensor& var,
@@ -560,6 +580,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, c
 
 STABLE_TORCH_LIBRARY_IMPL(ganfast, CPU, library) {
     library.impl("batch_norm_act", TORCH_BOX(&ganfast::batch_norm_act));
+    library.impl("batch_norm_act_tracked", TORCH_BOX(&ganfast::batch_norm_act_tracked));
     library.impl("normalise_act", TORCH_BOX(&ganfast::normalise_act));
     library.impl("batch_norm_act_backward", TORCH_BOX(&ganfast::batch_norm_act_backward));
 }

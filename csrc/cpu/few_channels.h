@@ -49,8 +49,8 @@ inline Geometry merged(const Geometry& g, int64_t height, int64_t width) {
 // ---- big
 
 // to[j apart + c] += from[j stride + c] for j < count and c < length, every `turns`-th j after the other: two that follow one
-// another do not overlap then, so that nothing waits for what was just written. From there up to a multiple of 4 what is in `from`
-// is left out: it is the product of zeros with what may be no number.
+// another do not overlap then, so that nothing waits for what was just written. From there up to a multiple of 4 what is in
+// `from` is left out: it is the product of zeros with what may be no number.
 GANFAST_SIMD inline void fold(const float* from, int64_t stride, int64_t count, int64_t length, int64_t turns, int64_t apart,
                               float* to) {
     typedef float Four __attribute__((vector_size(16)));

@@ -57,9 +57,12 @@ Either<T> act_of(double slope, bool tanh) {
 
 int64_t merging_blocks(const Tiles& tiles) { return ceil_div(tiles.channels, Merging::CHANNELS); }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& x, const Parameter& weight, const Parameter& bias, int64_t groups,
-                                                  double eps, double slope, bool tanh) {
+using Triple = std::tuple<Tensor, Tensor, Tensor>;
+
+Triple run_forward(const Tensor& x, const Parameter& weight, const Parameter& bias, int64_t groups, double eps, double slope,
+                   bool tanh, const Tracked* tracked) {
     expect_volume(x, weight, bias, groups);
+    if (tracked) expect_tracked(x, groups, *tracked);
     const Stream stream(x);
     const ScalarType type = x.scalar_type(), wide = beside(ScalarType::Float, type);
     const Tensor promised = empty_as(x, type);
@@ -78,11 +81,25 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act(const Tensor& x, const Paramet
         const Tensor parts = room_for_parts(tiles, mean);
         T *means = mutable_data_of<T>(mean), *vars = mutable_data_of<T>(var);
         stream.launch<TileMoments<S>>({tiles, from, mutable_data_of<T>(parts)}, tiles.count());
-        stream.launch<Moments<S>>({tiles, from, data_of<T>(parts), means, vars}, groups * merging_blocks(tiles));
+        const Running<T> running = tracked ? tracked->running<T>(tiles.values()) : Running<T>{};
+        stream.launch<Moments<S>>({tiles, from, data_of<T>(parts), means, vars, running, tracked ? tracked->count() : nullptr},
+                                  merging_blocks(tiles));
         const Statistics<T> statistics{means, vars, data_of<T>(weights), data_of<T>(biases), eps};
         stream.launch<Activation<S>>({tiles, statistics, act_of<T>(slope, tanh), from, to}, tiles.count());
     });
     return {y.finished(), mean, var};
+}
+
+Triple batch_norm_act(const Tensor& x, const Parameter& weight, const Parameter& bias, int64_t groups, double eps, double slope,
+                      bool tanh) {
+    return run_forward(x, weight, bias, groups, eps, slope, tanh, nullptr);
+}
+
+Triple batch_norm_act_tracked(const Tensor& x, const Parameter& weight, const Parameter& bias, int64_t groups, double eps,
+                              double slope, bool tanh, const Tensor& running_mean, const Tensor& running_var,
+                              const Parameter& counted, double momentum) {
+    const Tracked tracked{running_mean, running_var, counted, momentum};
+    return run_forward(x, weight, bias, groups, eps, slope, tanh, &tracked);
 }
 
 Tensor normalise_act(const Tensor& x, const Parameter& weight, const Parameter& bias, const Tensor& mean, const Tensor& var,
@@ -149,6 +166,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, c
 
 STABLE_TORCH_LIBRARY_IMPL(ganfast, GANFAST_KEY, library) {
     library.impl("batch_norm_act", TORCH_BOX(&ganfast::batch_norm_act));
+    library.impl("batch_norm_act_tracked", TORCH_BOX(&ganfast::batch_norm_act_tracked));
     library.impl("normalise_act", TORCH_BOX(&ganfast::normalise_act));
     library.impl("batch_norm_act_backward", TORCH_BOX(&ganfast::batch_norm_act_backward));
 }

@@ -12,6 +12,7 @@
 
 #include "../common/activation.h"
 #include "../common/block.h"
+#include "../common/running.h"
 #include "../common/scalar.h"
 #include "packs.cuh"
 
@@ -329,7 +330,7 @@ struct Merging {
             const int64_t channel = first + thread % CHANNELS;
             double sum[K] = {};
             if (channel < tiles.channels) {
-                GANFAST_UNROLL(4)
+                GANFAST_UNROLL(2)
                 for (int layer = thread / CHANNELS; layer < tiles.layers(); layer += SHARERS) {
                     double terms[K];
                     term(parts + tiles.part(group, layer, channel), layer, thread % CHANNELS, terms);
@@ -350,9 +351,9 @@ struct Merging {
     }
 };
 
-// mean and var of a group's channels, of what their tiles found.
+// mean and var of the groups' channels, of what their tiles found, and the running ones, which follow each group in turn.
 //
-// Moves the sums. A block reads those of 8 channels, twice.
+// Moves the sums. A block reads those of 8 channels, of all groups, twice.
 template <typename S>
 struct Moments {
     using T = Wide<S>;
@@ -361,6 +362,8 @@ struct Moments {
         const S* x;
         const T* parts;
         T *mean, *var;
+        Running<T> running;
+        int64_t* counted;
     };
     static constexpr int BLOCK = Merging::BLOCK;
 
@@ -368,20 +371,32 @@ struct Moments {
         GANFAST_SHARED(double, sums, BLOCK);
         GANFAST_SHARED(double, squares, BLOCK);
         const Tiles& tiles = arguments.tiles;
-        const int64_t blocks = ceil_div(tiles.channels, Merging::CHANNELS);
-        const int64_t group = block / blocks, first = block % blocks * Merging::CHANNELS;
+        const int64_t first = block * Merging::CHANNELS;
+        for (int64_t group = 0; group < tiles.groups; ++group) merge(arguments, group, first, sums, squares);
+        if (!arguments.running.mean) return;
+        Merging::for_each_channel(tiles, first, [&](int, int64_t channel) {
+            for (int64_t at = channel; at < tiles.groups * tiles.channels; at += tiles.channels) {
+                arguments.running.follow(channel, arguments.mean[at], arguments.var[at]);
+            }
+            if (channel == 0 && arguments.counted) *arguments.counted += tiles.groups;
+        });
+    }
+
+    GANFAST_DEVICE static void merge(const Arguments& arguments, int64_t group, int64_t first, double* sums, double* squares) {
+        const Tiles& tiles = arguments.tiles;
         const double values = static_cast<double>(tiles.values());
         Merging::sum<1>(tiles, group, first, arguments.parts, sums, [&](const T* part, int layer, int, double* terms) {
             terms[0] = static_cast<double>(tiles.values_of(layer)) * part[0];
         });
+        Merging::for_each_channel(tiles, first, [&](int c, int64_t) { sums[c] /= values; });
         Merging::sum<1>(tiles, group, first, arguments.parts, squares, [&](const T* part, int layer, int c, double* terms) {
-            const double off = part[0] - sums[c] / values;
+            const double off = part[0] - sums[c];
             terms[0] = part[tiles.channels] + static_cast<double>(tiles.values_of(layer)) * off * off;
         });
         Merging::for_each_channel(tiles, first, [&](int c, int64_t channel) {
             const S centre = arguments.x[group * tiles.rows * tiles.row() + channel * tiles.run];
             const int64_t at = group * tiles.channels + channel;
-            arguments.mean[at] = static_cast<T>(static_cast<T>(centre) + sums[c] / values);
+            arguments.mean[at] = static_cast<T>(static_cast<T>(centre) + sums[c]);
             arguments.var[at] = static_cast<T>(squares[c] / values);
         });
     }

@@ -30,7 +30,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from ganfast.nn.conv import convolve, known, plain
 from ganfast.nn.groups import Grouped, groups_of, measures
 from ganfast.nn.handed import Handed, Statistics, convolve_between, made
-from ganfast.ops.batch_norm import batch_norm_act, normalise_act
+from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_tracked, normalise_act, track
 from ganfast.ops.convolution import bent, keep_recipe
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
@@ -274,8 +274,11 @@ def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation,
     x, groups = _laid_out(x), groups_of(norm)
     y: Tensor
     arguments = groups, norm.eps, activation.slope, activation.tanh
-    y, mean, var = batch_norm_act(x, norm.weight, norm.bias, *arguments)
-    _track(norm, mean, var, _values(x))
+    if (running := _in_place(norm)) is None:
+        y, mean, var = batch_norm_act(x, norm.weight, norm.bias, *arguments)
+        _track(norm, mean, var, _values(x))
+    else:
+        y, mean, var = batch_norm_act_tracked(x, norm.weight, norm.bias, *arguments, *running)
     if handed_on and y.requires_grad and not torch.compiler.is_compiling():
         act = arguments[1:]
 
@@ -288,24 +291,28 @@ def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation,
     return y
 
 
-@torch.no_grad()
+def _in_place(norm: _BatchNorm) -> tuple[Any, ...] | None:
+    """Running statistics that the op itself moves, as it takes them."""
+    mean, var, counted = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if not _tracks(norm) or mean is None or var is None or norm.momentum is None or torch.compiler.is_compiling():
+        return None
+    counts = counted is None or (counted.dtype == torch.int64 and counted.device == mean.device)
+    return (mean, var, counted, norm.momentum) if counts and mean.is_contiguous() and var.is_contiguous() else None
+
+
+def _tracks(norm: _BatchNorm) -> bool:
+    return norm.training and norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None
+
+
 def _track(norm: _BatchNorm, means: Tensor, variances: Tensor, values: int) -> None:
     """Update the running statistics by those of each group, (groups, C), one after the other; ``values`` a channel in all."""
-    running_mean, running_var, counted = norm.running_mean, norm.running_var, norm.num_batches_tracked
-    if not (norm.training and norm.track_running_stats) or running_mean is None or running_var is None:
+    running_mean, running_var = norm.running_mean, norm.running_var
+    if not _tracks(norm) or running_mean is None or running_var is None:
         return
-    values //= len(means)
     if not torch.compiler.is_compiling():
         # not in autograd's sight, which PyTorch's kernel keeps them out of too: another call's backward may hold them
         running_mean, running_var = running_mean.data, running_var.data
-    weight: Any = 0.0 if norm.momentum is None else norm.momentum
-    for mean, var in zip(means.unbind(), (variances * (values / (values - 1))).unbind(), strict=True):
-        if counted is not None:
-            counted.add_(1)
-            if norm.momentum is None:  # the average over all batches
-                weight = counted.to(mean.dtype).reciprocal()
-        running_mean.lerp_(mean, weight)
-        running_var.lerp_(var, weight)
+    track(running_mean, running_var, norm.num_batches_tracked, norm.momentum, means, variances, values // len(means))
 
 
 # ---- evaluation

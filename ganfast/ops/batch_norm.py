@@ -19,8 +19,10 @@ which moves fewer bytes than keeping them would. act'(0) is slope.
 Statistics, weight and bias are float32 whatever x is (float64 for float64); x, y and their gradients have x's dtype and layout:
 channels last and contiguous are read as they are. Sums are made over tiles of fixed size and merged in a fixed order (Chan,
 Golub & LeVeque 1983), so a result does not depend on the number of threads and is the same in every run. A channel of one value
-has variance zero, and NaN and Inf stay within their group and channel. Running statistics are the module's
-(:mod:`ganfast.nn.fuse`).
+has variance zero, and NaN and Inf stay within their group and channel.
+
+``batch_norm_act_tracked`` also moves running statistics (C,), in place and in the same kernels, by ``momentum`` towards those of
+each group in turn, the variance unbiased, and counts the groups: what ``nn.BatchNorm2d`` keeps.
 
 ``normalise_act`` gives the same y by statistics that are known already, to the bit where they are those of x: for y that is made
 once more, and for evaluation. Nothing is differentiated through it.
@@ -37,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ganfast.ops.library import Differentiable, below_autograd, register, without_gradient
+from ganfast.ops.library import Differentiable, Op, below_autograd, register, without_gradient
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -49,6 +51,62 @@ def batch_norm_act_reference(
     _check(x, weight, bias, groups)
     y, mean, var = _plain(x, weight, bias, groups, eps, slope, tanh)
     return torch.empty_like(x).copy_(y), mean, var
+
+
+def batch_norm_act_tracked_reference(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    groups: int,
+    eps: float,
+    slope: float,
+    tanh: bool,
+    running_mean: Tensor,
+    running_var: Tensor,
+    counted: Tensor | None,
+    momentum: float,
+) -> Triple:
+    """y (N, C, ...), mean and biased var (groups, C)."""
+    y, mean, var = batch_norm_act_reference(x, weight, bias, groups, eps, slope, tanh)
+    _check_tracked(x, groups, running_mean, running_var, counted)
+    # not in autograd's sight, which kernels keep them out of too: another call's backward may hold them
+    track(running_mean.data, running_var.data, counted, momentum, mean, var, x.numel() // mean.numel())
+    return y, mean, var
+
+
+def _check_tracked(x: Tensor, groups: int, running_mean: Tensor, running_var: Tensor, counted: Tensor | None) -> None:
+    if x.numel() <= x.shape[1] * groups:
+        raise ValueError(f"expected more than one value a channel, got {tuple(x.shape)}")
+    for statistic in (running_mean, running_var):
+        if statistic.shape != x.shape[1:2] or statistic.dtype != torch.promote_types(x.dtype, torch.float32):
+            expected = f"expected running statistics ({x.shape[1]},) in the type of the batch's"
+            raise ValueError(f"{expected}, got {tuple(statistic.shape)}")
+    if counted is not None and (counted.numel() != 1 or counted.dtype != torch.int64):
+        raise ValueError(f"expected a count in int64, got {tuple(counted.shape)}")
+
+
+@torch.no_grad()
+def track(
+    running_mean: Tensor,
+    running_var: Tensor,
+    counted: Tensor | None,
+    momentum: float | None,
+    means: Tensor,
+    variances: Tensor,
+    values: int,
+) -> None:
+    """Move the running statistics by those of each group, (groups, C), of ``values`` values a channel, one after the other.
+
+    Without ``momentum`` they are the average over all groups that were counted.
+    """
+    weight: Any = 0.0 if momentum is None else momentum
+    for mean, var in zip(means.unbind(), (variances * (values / (values - 1))).unbind(), strict=True):
+        if counted is not None:
+            counted.add_(1)
+            if momentum is None:
+                weight = counted.to(mean.dtype).reciprocal()
+        running_mean.lerp_(mean, weight)
+        running_var.lerp_(var, weight)
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int) -> None:
@@ -177,21 +235,32 @@ def _backward_fake(
 class _BatchNormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *arguments: Any) -> Triple:
-        y, mean, var = below_autograd(batch_norm_act.overload, x, weight, bias, *arguments)
-        without_gradient(ctx, mean, var)
-        ctx.save_for_backward(x, weight, bias, mean, var)
-        ctx.arguments = arguments[1:]
-        return y, mean, var
+        return _found(ctx, batch_norm_act, x, weight, bias, *arguments)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+        constants = (None,) * ctx.constants
         if grad is None:
-            return (None,) * 7
+            return None, None, None, *constants
         x, weight, bias, mean, var = ctx.saved_tensors
         dx, dweight, dbias = batch_norm_act_backward(grad, x, weight, bias, mean, var, *ctx.arguments)
         if weight is None:
-            return dx, None, None, None, None, None, None
-        return dx, dweight.to(weight.dtype), dbias.to(bias.dtype), None, None, None, None
+            return dx, None, None, *constants
+        return dx, dweight.to(weight.dtype), dbias.to(bias.dtype), *constants
+
+
+class _BatchNormActTracked(_BatchNormAct):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, *arguments: Any) -> Triple:
+        return _found(ctx, batch_norm_act_tracked, x, weight, bias, *arguments)
+
+
+def _found(ctx: Any, op: Op, x: Tensor, weight: Tensor | None, bias: Tensor | None, *arguments: Any) -> Triple:
+    y, mean, var = below_autograd(op.overload, x, weight, bias, *arguments)
+    without_gradient(ctx, mean, var)
+    ctx.save_for_backward(x, weight, bias, mean, var)
+    ctx.arguments, ctx.constants = arguments[1:4], len(arguments)
+    return y, mean, var
 
 
 class _Backward(torch.autograd.Function):
@@ -228,6 +297,13 @@ batch_norm_act = register(
     reference=batch_norm_act_reference,
     fake=_fake,
     differentiable=Differentiable(_BatchNormAct.apply, _plain),
+)
+batch_norm_act_tracked = register(
+    "batch_norm_act_tracked(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, float slope, bool tanh,"
+    " Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? counted, float momentum) -> (Tensor, Tensor, Tensor)",
+    reference=batch_norm_act_tracked_reference,
+    fake=lambda x, weight, bias, groups, eps, slope, tanh, *_: _fake(x, weight, bias, groups, eps, slope, tanh),
+    differentiable=Differentiable(_BatchNormActTracked.apply, batch_norm_act_tracked_reference),
 )
 normalise_act = register(
     "normalise_act(Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps, float slope, bool tanh) -> Tensor",

@@ -253,6 +253,10 @@ def test_batch_norm_of_any_layouts_and_types(generator: torch.Generator) -> None
     batch_norm_checks.check_any_mix_of_types(generator, "cuda")
 
 
+def test_batch_norm_moves_running_statistics(generator: torch.Generator) -> None:
+    batch_norm_checks.check_tracked(generator, "cuda")
+
+
 @pytest.mark.parametrize("name", batch_norm_checks.REFUSED)
 def test_volumes_that_do_not_fit_are_refused(name: str) -> None:
     batch_norm_checks.check_refusal(name, "cuda")

@@ -17,7 +17,7 @@ LOAD = """
 import ctypes, os, sys, torch
 import ganfast.ops.adam, ganfast.ops.batch_norm, ganfast.ops.gradient_penalty, ganfast.ops.spectral_norm
 ctypes.CDLL(sys.argv[1], os.RTLD_LAZY)
-batch_norm = "batch_norm_act", "batch_norm_act_backward", "normalise_act"
+batch_norm = "batch_norm_act", "batch_norm_act_tracked", "batch_norm_act_backward", "normalise_act"
 for op in ("adam_", "power_iteration", "spectral_norm", "spectral_norm_backward", "interpolate", "slope_penalty", *batch_norm):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"ganfast::{op}", "CUDA"), op
 """

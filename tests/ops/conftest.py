@@ -29,6 +29,7 @@ CPP = library.CPU == "cpp" or os.environ.get("GANFAST_REQUIRE_BUILD") == "1"
 REFERENCES = {
     "adam_": adam.adam_reference_,
     "batch_norm_act": batch_norm.batch_norm_act_reference,
+    "batch_norm_act_tracked": batch_norm.batch_norm_act_tracked_reference,
     "batch_norm_act_backward": batch_norm.batch_norm_act_backward_reference,
     "convolve": convolution.convolve_reference,
     "transposed_convolve": convolution.transposed_convolve_reference,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.library import opcheck
 
-from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_backward
+from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_backward, batch_norm_act_tracked
 
 DOUBLE = torch.float64
 SHAPES = [(6, 4), (6, 4, 7), (6, 4, 3, 5), (4, 3, 13, 11), (2, 3, 2, 3, 4)]
@@ -227,6 +227,23 @@ def test_opcheck(layouts: list[str], checks: tuple[str, ...]) -> None:
             opcheck(backward, (grad, x, weight, bias, mean, var, EPS, 0.0, True), test_utils=checks)
             variables = [t.detach().requires_grad_() for t in (x, weight, bias)]
             opcheck(batch_norm_act.overload, (*variables, 2, EPS, 0.2, False), test_utils=checks)
+            running = torch.zeros(3), torch.ones(3), torch.tensor(0), 0.1
+            opcheck(batch_norm_act_tracked.overload, (*variables, 2, EPS, 0.2, False, *running), test_utils=checks)
+
+
+def test_running_statistics_are_moved_out_of_autograds_sight() -> None:
+    """As PyTorch's batch norm moves them: what another backward pass holds of them is none that was changed."""
+    running = torch.ones(3), torch.ones(3), torch.tensor(0)
+    variables = [torch.randn(IMAGES, requires_grad=True), *(torch.rand(3, requires_grad=True) for _ in range(2))]
+    held = (variables[1] * running[0]).sum()
+    y, *_ = batch_norm_act_tracked(*variables, 2, EPS, 0.2, False, *running, 0.1)
+    expected, *_ = batch_norm_act(*variables, 2, EPS, 0.2, False)
+    upstream = torch.randn_like(y)
+    found, plain = (torch.autograd.grad(each, variables, upstream) for each in (y, expected))
+    assert all(map(torch.equal, found, plain))
+    assert [t._version for t in running[:2]] == [0, 0] and int(running[2]) == 2
+    assert not torch.equal(running[0], torch.ones(3))
+    held.backward()
 
 
 def test_arguments_are_left_alone_and_never_returned() -> None:

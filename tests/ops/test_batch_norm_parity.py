@@ -17,6 +17,7 @@ from batch_norm_checks import (
     check_form,
     check_known,
     check_nan_and_inf,
+    check_tracked,
     given,
     smooth,
 )
@@ -45,6 +46,10 @@ def test_parity(case: Batch, dtype: torch.dtype, generator: torch.Generator) -> 
 
 def test_statistics_that_are_known(generator: torch.Generator) -> None:
     check_known(generator)
+
+
+def test_running_statistics(generator: torch.Generator) -> None:
+    check_tracked(generator)
 
 
 def test_gradients_come_in_any_layout(generator: torch.Generator) -> None:
