@@ -66,7 +66,7 @@ CASES = [
     Case(40, 4, 4, 1, 4, 2, 1),
     # enough tiles of 4 x 4 pixels for Winograd's algorithm to take them, and channels that it sums up in two parts
     Case(7, 10, 148, 16, 4, 2, 1),
-    Case(2, 8, 1024, 8, 4, 2, 1),  # in bfloat16 too
+    Case(2, 8, 1024, 8, 4, 2, 1),  # in bfloat16 too, and a sum of 16,384 terms
     Case(25, 34, 6, 8, 4, 2, 1),
     # several blocks of rows for a map of few channels
     Case(3, 40, 3, 20, 4, 2, 1),

@@ -86,7 +86,8 @@ struct Pixel {
     }
 };
 
-constexpr int64_t CHUNK = 256;  // rows that go through all panels together: what they read stays in the second-level cache
+constexpr int64_t SUMMED = 2048;  // words in one sum, whose rounding grows with them; longer sums are made of several
+constexpr int64_t CHUNK = 256;    // rows that go through all panels together: what they read stays in the second-level cache
 
 // out = the products of in's rows with the panels that pack(taps, panels, panel, memory) makes, for every phase of the two axes.
 template <typename S, typename Pack>
@@ -154,12 +155,22 @@ void multiply(const Map& in, int64_t samples, int64_t channels, const Axis& rows
             }
             if (++place % tile.rows == 0) place += (taps - 1) * tile.rows;  // to the next tile
         }
-        alignas(64) float sums[MOST_ROWS * MOST_COLUMNS];
+        const int64_t taps_each = std::max<int64_t>(1, SUMMED / words), words_each = std::min(words, SUMMED);
+        alignas(64) float sums[MOST_ROWS * MOST_COLUMNS], more[MOST_ROWS * MOST_COLUMNS];
         for (int64_t panel = group * panels / groups; panel < (group + 1) * panels / groups; ++panel) {
             const int64_t column = panel * tile.columns, width = std::min(tile.columns, out_channels - column);
             const char* const of_panel = part.packed + panel * part.panels.bytes_each();
             for (int64_t i = 0; i < tiles; ++i) {
-                tile.multiply(lines.data() + i * taps * tile.rows, 0, taps, words, WORD, of_panel, sums, 0);
+                const char* const* const of_tile = lines.data() + i * taps * tile.rows;
+                for (int64_t tap = 0; tap < taps; tap += taps_each) {
+                    for (int64_t word = 0; word < words; word += words_each) {
+                        const bool first_part = tap + word == 0;
+                        const char* const of_part = of_panel + (tap * words + word) * tile.columns * WORD;
+                        tile.multiply(of_tile + tap * tile.rows, word * WORD, std::min(taps_each, taps - tap),
+                                      std::min(words_each, words - word), WORD, of_part, first_part ? sums : more, 0);
+                        if (!first_part) add(more, sums, tile.rows * tile.columns);
+                    }
+                }
                 const int64_t valid = std::min(tile.rows, end - first - i * tile.rows);
                 S* out_rows[MOST_ROWS];
                 for (int64_t r = 0; r < valid; ++r) out_rows[r] = written[i * tile.rows + r] + column;
