@@ -173,12 +173,8 @@ def tile_moments(
 
 
 @triton.jit
-def _follow(running_ptr, found, momentum, there):
-    """As torch.lerp moves, from the nearer end."""
-    running = tl.load(running_ptr, there, 0.0)
-    near = tl.abs(momentum) < 0.5
-    away = found - running
-    tl.store(running_ptr, tl.where(near, running + momentum * away, found + (momentum - 1) * away), there)
+def _follow(running_ptr, found, momentum, kept, there):
+    tl.store(running_ptr, momentum * found + kept * tl.load(running_ptr, there, 0.0), there)
 
 
 @triton.jit
@@ -212,7 +208,8 @@ def _merged(
         mask = (layer < layers)[:, None] & there[None, :]
         away = tl.load(part_ptr, mask, 0.0).to(tl.float64) - off[None, :]
         squares += tl.where(mask, tl.load(part_ptr + channels, mask, 0.0) + count[:, None] * away * away, 0.0)
-    centre = tl.load(x_ptr + (group * rows * channels + channel) * run, there, 0.0).to(tl.float64)
+    first = (group + tl.zeros_like(channel)) * rows * channels  # in int64, as the channel is
+    centre = tl.load(x_ptr + (first + channel) * run, there, 0.0).to(tl.float64)
     return centre + off, tl.sum(squares, 0) / values
 
 
@@ -249,10 +246,10 @@ def moments(
         tl.store(mean_ptr + at, mean, there)
         tl.store(var_ptr + at, var, there)
         if running_mean_ptr is not None:
-            momentum = _float64(momentum_bits).to(wide)
+            momentum, kept = _float64(momentum_bits).to(wide), (1 - _float64(momentum_bits)).to(wide)
             unbiased = var * (values.to(tl.float64) / (values - 1)).to(wide)
-            _follow(running_mean_ptr + channel, mean, momentum, there)
-            _follow(running_var_ptr + channel, unbiased, momentum, there)
+            _follow(running_mean_ptr + channel, mean, momentum, kept, there)
+            _follow(running_var_ptr + channel, unbiased, momentum, kept, there)
     if counted_ptr is not None:  # noqa: SIM102  known when this is compiled
         if tl.program_id(0) == 0:
             tl.store(counted_ptr, tl.load(counted_ptr) + groups)

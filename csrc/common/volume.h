@@ -46,7 +46,8 @@ struct Tracked {
     template <typename T>
     Running<T> running(int64_t values) const {
         const double m = static_cast<double>(values);
-        return {mutable_data_of<T>(mean), mutable_data_of<T>(var), static_cast<T>(momentum), static_cast<T>(m / (m - 1))};
+        return {mutable_data_of<T>(mean), mutable_data_of<T>(var), static_cast<T>(momentum), static_cast<T>(1 - momentum),
+                static_cast<T>(m / (m - 1))};
     }
     int64_t* count() const { return counted ? mutable_data_of<int64_t>(*counted) : nullptr; }
 };

@@ -65,7 +65,11 @@ template <typename F, typename... S>
 GANFAST_INLINE void along_rows(const Block& block, int64_t r, int64_t rows, int64_t j, const F& body, S*... read_or_written) {
     for (int64_t i = 0; i < rows; ++i) {
         const int64_t at = block.offset + (r + i) * block.stride + j;
-        (__builtin_prefetch(read_or_written + at + TOGETHER * block.stride, !std::is_const_v<S>), ...);
+        // by address: the last rows' next ones are beyond what is pointed to
+        (__builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(read_or_written + at) +
+                                                          TOGETHER * block.stride * sizeof(S)),
+                            !std::is_const_v<S>),
+         ...);
         body(at);
     }
 }

@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import _has_any_global_hook
 
-from ganfast.nn.conv import convolve, known, plain
+from ganfast.nn.conv import convolve, known, lowered, plain
 from ganfast.nn.groups import Grouped, groups_of, measures
 from ganfast.nn.handed import Handed, Statistics, convolve_between, made
 from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_tracked, normalise_act, track
@@ -259,9 +260,8 @@ def _takes_as_constants(norm: _BatchNorm, x: Any) -> bool:
 
 
 def _laid_out(x: Tensor) -> Tensor:
-    """``x`` as PyTorch's batch norm lays out its result: channels last where x is, of images or volumes, else contiguous."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
-    return x if x.is_contiguous(memory_format=last) else x.contiguous()
+    """``x`` as PyTorch's batch norm lays out its result: without gaps, channels last where the strides of x say so."""
+    return x.contiguous(memory_format=suggest_memory_format(x))
 
 
 def _values(x: Tensor) -> int:
@@ -296,7 +296,7 @@ def _in_place(norm: _BatchNorm) -> tuple[Any, ...] | None:
     mean, var, counted = norm.running_mean, norm.running_var, norm.num_batches_tracked
     if not _tracks(norm) or mean is None or var is None or norm.momentum is None or torch.compiler.is_compiling():
         return None
-    counts = counted is None or (counted.dtype == torch.int64 and counted.device == mean.device)
+    counts = counted is None or (counted.numel() == 1 and counted.dtype == torch.int64 and counted.device == mean.device)
     return (mean, var, counted, norm.momentum) if counts and mean.is_contiguous() and var.is_contiguous() else None
 
 
@@ -326,15 +326,17 @@ def _folds(conv: Any, norm: _BatchNorm, x: Any) -> bool:
         return False
     if norm.running_mean is None or norm.running_var is None:
         return False
-    types = (x.dtype, torch.promote_types(x.dtype, torch.float32))
+    dtype = lowered(x) or x.dtype
     state = [t for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias) if t is not None]
-    if any(t.dtype not in types for t in state):  # which PyTorch refuses
-        return False
+    if len({t.dtype for t in state}) > 1 or state[0].dtype not in (dtype, torch.promote_types(dtype, torch.float32)):
+        return False  # PyTorch refuses it
     # what is recorded serves batches of any size, and a compiler may fold once and for all
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if torch._C._get_tracing_state() is not None:
         return True
-    if any(t.shape != (conv.out_channels,) for t in state):  # which PyTorch refuses too
+    if any(t.shape != (conv.out_channels,) for t in state):  # PyTorch refuses this too
         return False
+    if torch.compiler.is_compiling():
+        return True
     weight_per_output = math.prod(conv.kernel_size) * conv.in_channels // conv.groups
     shrinks = math.prod(conv.stride)
     positions = x.shape[0] * math.prod(x.shape[2:])

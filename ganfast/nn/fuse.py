@@ -233,8 +233,7 @@ def _verdict(norm: _BatchNorm, chains: list[tuple[nn.Module, _Chain]]) -> tuple[
 def _why_unseen(path: str, modules: dict[str, nn.Module], plans: dict[str, _Plan]) -> str:
     """Why nothing that holds the batch norm at ``path`` joins it to anything."""
     names = path.split(".")
-    if any(isinstance(modules[".".join(names[:count])], GraphModule) for count in range(len(names))):
-        return "a graph of torch.fx calls it: fuse what was traced, before it is"
+    above = [modules[".".join(names[:count])] for count in range(len(names))]
     while path:
         path = path.rpartition(".")[0]
         container = modules[path]
@@ -245,6 +244,8 @@ def _why_unseen(path: str, modules: dict[str, nn.Module], plans: dict[str, _Plan
             return "no convolution stands before it, and no ReLU, LeakyReLU or Tanh behind it"
         if not isinstance(container, nn.ModuleList | nn.ModuleDict):
             if base.__module__.partition(".")[0] == "torch":
+                if any(isinstance(module, GraphModule) for module in above):
+                    return "a graph of torch.fx calls it, which is not rewritten"
                 return f"{base.__name__} of {base.__module__} is torch's own"
             return f"{base.__name__} gives it no convolution's output alone, and its own not to ReLU, LeakyReLU or tanh alone"
     return "nothing calls it"

@@ -105,8 +105,8 @@ def track(
             counted.add_(1)
             if momentum is None:
                 weight = counted.to(mean.dtype).reciprocal()
-        running_mean.lerp_(mean, weight)
-        running_var.lerp_(var, weight)
+        for running, found in ((running_mean, mean), (running_var, var)):
+            running.mul_(1 - weight).add_(found * weight)
 
 
 def _check(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int) -> None:

@@ -221,7 +221,7 @@ def _keep(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    if grad.shape[1] == 1:  # a single sum is one that PyTorch would split by threads, those of rows and samples are not
+    if grad.shape[1] == 1 and grad.device.type == "cpu":  # a single long sum PyTorch would split by threads
         return grad.sum(3, dtype=torch.promote_types(grad.dtype, torch.float32)).sum(2).sum(0).to(dtype)
     # summed in float32 and rounded once, as PyTorch's is; asked for float32 it would make a copy in float32 first
     return grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1]).sum(0).to(dtype)

@@ -434,7 +434,7 @@ def holder(norm: nn.Module) -> nn.Module:
     return network
 
 
-TRACED = "a graph of torch.fx calls it: fuse what was traced, before it is"
+TRACED = "a graph of torch.fx calls it, which is not rewritten"
 LONE = "no convolution stands before it, and no ReLU, LeakyReLU or Tanh behind it"
 
 
