@@ -1,7 +1,7 @@
 // Batch norm with its activation on the CPU; the maths is on the page ganfast/ops/batch_norm.py.
 //
-// A group's memory is cut into tiles of fixed size, whose sums are merged in the order of the tiles. What a tile adds does not
-// depend on the number of threads, so results are the same bits with one core and with many. Sums run in the type of the
+// A group's memory is cut into tiles, whose size depends on the group's alone and whose sums are merged in their order. Neither
+// depends on the number of threads, so results are the same bits with one core and with many. Sums run in the type of the
 // statistics within a tile, and those in double. Deviations are taken from a mean of a tile's own, so that their squares do not
 // cancel where the mean is large.
 #include <torch/csrc/stable/library.h>
@@ -81,7 +81,7 @@ public:
           rows_(volume.elements() / row_),
           fold_(std::max<int64_t>(1, COLUMNS / row_)),
           span_(std::min(volume.channels, std::max<int64_t>(1, COLUMNS / run_))),
-          cut_(ceil_div(rows_, fold_), span_ * run_ * fold_, 1) {}
+          cut_(ceil_div(rows_, fold_), span_ * run_ * fold_, 1, std::clamp(volume.elements() / THREADS, SMALL, LARGE)) {}
 
     Parts parts() const { return {volume.channels, span_}; }  // of a group, with channels of their own
     int64_t tasks() const { return cut_.tasks(); }            // of a part
@@ -118,19 +118,23 @@ public:
     // sums[c] = the sum over the columns of c
     template <typename T>
     void gather(const Tile& tile, const T* columns, double* sums) const {
+        if (run_ == 1) {
+            std::copy_n(columns, tile.channels, sums);
+            for (int64_t i = 1; i < fold_; ++i) add(columns + i * tile.channels, sums, tile.channels);
+            return;
+        }
         std::fill_n(sums, tile.channels, 0.0);
         for (int64_t i = 0; i < fold_; ++i, columns += tile.channels * run_) {
-            if (run_ == 1) {
-                add(columns, sums, tile.channels);
-            } else {
-                for (int64_t c = 0; c < tile.channels; ++c) {
-                    sums[c] = std::accumulate(columns + c * run_, columns + (c + 1) * run_, sums[c]);
-                }
+            for (int64_t c = 0; c < tile.channels; ++c) {
+                sums[c] = std::accumulate(columns + c * run_, columns + (c + 1) * run_, sums[c]);
             }
         }
     }
 
 private:
+    // Elements of a tile: many, for what is done once a tile, as long as so many threads have one.
+    static constexpr int64_t SMALL = 1 << 16, LARGE = 1 << 18, THREADS = 32;
+
     int64_t run_, row_, rows_, fold_, span_;
     Cut cut_;
 

@@ -59,18 +59,23 @@ GANFAST_INLINE void some_rows(const Block& block, const F& body) {
     for (; r < block.rows; ++r) body(r, 1);
 }
 
+// Asks for what lies `ahead` of a number in a row, once for each line of the caches.
+template <typename S>
+GANFAST_INLINE void fetch(S* row, int64_t j, int64_t ahead) {
+    constexpr int64_t LINE = 64 / sizeof(S);
+    // by address: what the last rows ask for lies beyond what is pointed to
+    const uintptr_t at = reinterpret_cast<uintptr_t>(row) + (j + ahead) * sizeof(S);
+    if (j % LINE == 0) __builtin_prefetch(reinterpret_cast<const void*>(at), !std::is_const_v<S>);
+}
+
 // body(at) for one column's values in some rows, each while those that come next are on their way into the cache: rows side by
 // side are more streams than a processor foresees
 template <typename F, typename... S>
 GANFAST_INLINE void along_rows(const Block& block, int64_t r, int64_t rows, int64_t j, const F& body, S*... read_or_written) {
     for (int64_t i = 0; i < rows; ++i) {
-        const int64_t at = block.offset + (r + i) * block.stride + j;
-        // by address: the last rows' next ones are beyond what is pointed to
-        (__builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(read_or_written + at) +
-                                                          TOGETHER * block.stride * sizeof(S)),
-                            !std::is_const_v<S>),
-         ...);
-        body(at);
+        const int64_t row = block.offset + (r + i) * block.stride;
+        (fetch(read_or_written + row, j, TOGETHER * block.stride), ...);
+        body(row + j);
     }
 }
 

@@ -19,8 +19,8 @@ constexpr int64_t TASK = 1 << 15;  // elements a task reads: 128 KB of float32
 struct Cut {
     int64_t extent, step;
 
-    Cut(int64_t extent, int64_t elements_each, int64_t least)
-        : extent(extent), step(std::max(least, TASK / std::max<int64_t>(1, elements_each))) {}
+    Cut(int64_t extent, int64_t elements_each, int64_t least, int64_t task = TASK)
+        : extent(extent), step(std::max(least, task / std::max<int64_t>(1, elements_each))) {}
 
     int64_t tasks() const { return (extent + step - 1) / step; }
     int64_t begin(int64_t task) const { return task * step; }

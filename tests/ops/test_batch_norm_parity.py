@@ -44,6 +44,11 @@ def test_parity(case: Batch, dtype: torch.dtype, generator: torch.Generator) -> 
     check(case, dtype, generator)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_parity_of_tiles_that_are_larger_than_the_least(dtype: torch.dtype, generator: torch.Generator) -> None:
+    check_form(Batch("images", (16, 96, 40, 41), "channels-last"), Form(slope=0.0), dtype, generator)
+
+
 def test_statistics_that_are_known(generator: torch.Generator) -> None:
     check_known(generator)
 
