@@ -144,12 +144,14 @@ def conv_norm_weight_gradient(
     width: int,
     stride: int,
     padding: int,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """As the weight of the convolution of x to y lies, (C_in, C_out, height, width) where it is transposed."""
+    """As the weight of the convolution of x to y lies, (C_in, C_out, height, width) where it is transposed; in dtype or x's."""
     expect_pair(grad, x)
     norm = _norm(x, mean, var, gamma, beta, eps, slope)
     small, big = (x, grad) if transposed else (grad, x)
-    return pair(Spread((height, width), stride, padding, transposed), laid_out(small), laid_out(big), norm)
+    found = pair(Spread((height, width), stride, padding, transposed), laid_out(small), laid_out(big), norm)
+    return found if dtype is None else found.to(dtype)
 
 
 def _norm(

@@ -24,10 +24,10 @@ CPU = torch.device("cpu")
 
 KINDS = {
     "forward and input gradients by Winograd": r"ganfast::winograd_(transposed_)?convolve",
-    "weight gradients by Winograd": r"ganfast::winograd_convolution_weight_gradient",
+    "weight gradients by Winograd": r"ganfast::winograd_conv\w+_weight_gradient",
     "convolutions by tiles": r"ganfast::tiled_",
     "convolutions by oneDNN": r"aten::(mkldnn_|_)?convolution",
-    "batch norm with its activation": r"ganfast::batch_norm",
+    "batch norm with its activation": r"ganfast::(batch_norm|normalise_act)",
     "spectral norm": r"ganfast::(spectral_norm|power_iteration)",
     "Adam and the moving average": r"ganfast::adam",
     "activations, sums, casts, all other": r".*",
@@ -77,7 +77,8 @@ def multiplied(operation: str, shapes: list[list[int]]) -> float:
     one, other = shapes[:2]
     gradient = operation.endswith("weight_gradient")
     if gradient:
-        small, channels, taps = one, other[1], (4 if other[2] == 2 * one[2] else 3)
+        small, big = sorted((one, other), key=lambda shape: shape[2])
+        channels, taps = big[1], (4 if big[2] == 2 * small[2] else 3)
     else:
         taps = other[2]
         shrunk = 1 if taps == 3 or "transposed" in operation else 2

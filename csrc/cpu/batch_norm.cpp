@@ -259,32 +259,6 @@ void by_way(const Volume& volume, const F& body) {
 
 // ---- forward
 
-// Scale and bias of z = (x - mean) scale + bias, the scale for every channel of every group.
-template <typename T>
-struct Affines {
-    std::vector<T> scales, weights, biases;
-
-    Affines(const Volume& volume, const T* weight, const T* bias)
-        : scales(volume.groups * volume.channels), weights(volume.channels, T(1)), biases(volume.channels) {
-        if (weight) std::copy(weight, weight + volume.channels, weights.begin());
-        if (bias) std::copy(bias, bias + volume.channels, biases.begin());
-    }
-
-    // From the first channel of a tile or of planes on.
-    template <typename Way, typename Some>
-    Affine<T> of(const Way& way, const Some& some, const T* mean) const {
-        const int64_t at = some.group * way.volume.channels + some.first;
-        return {mean + at, scales.data() + at, biases.data() + some.first};
-    }
-
-    // Returns 1 / sqrt(var + eps).
-    double set(int64_t i, T var, double eps) {
-        const double inverse = 1 / std::sqrt(static_cast<double>(var) + eps);
-        scales[i] = static_cast<T>(inverse * weights[i % weights.size()]);
-        return inverse;
-    }
-};
-
 // y by statistics that are known.
 template <typename S, typename Act>
 class Normalisation {
@@ -292,19 +266,17 @@ public:
     using T = Wide<S>;
 
     Normalisation(const Volume& volume, const S* x, const T* weight, const T* bias, const T* mean, double eps, Act act, S* y)
-        : x_(x), eps_(eps), affines_(volume, weight, bias), act_(act), y_(y), mean_(mean) {}
+        : x_(x), eps_(eps), affines_(volume.groups, volume.channels, weight, bias), act_(act), y_(y), mean_(mean) {}
 
-    void know(const T* var) {
-        for (size_t i = 0; i < affines_.scales.size(); ++i) affines_.set(i, var[i], eps_);
-    }
+    void know(const T* var) { affines_.set_all(var, eps_); }
 
     void change(const InPlanes& way, const Planes& planes) const {
-        activate_planes(x_ + planes.offset, planes.channels, planes.length, affines_.of(way, planes, mean_), act_,
+        activate_planes(x_ + planes.offset, planes.channels, planes.length, affines_.of(planes.group, planes.first, mean_), act_,
                         y_ + planes.offset);
     }
 
     void change(const InRows& way, const Tile& tile) const {
-        const Affine<T> each = affines_.of(way, tile, mean_);
+        const Affine<T> each = affines_.of(tile.group, tile.first, mean_);
         const Columns<T> mean(way, tile, each.mean), scale(way, tile, each.scale), bias(way, tile, each.bias);
         const Affine<T> affine{mean.at, scale.at, bias.at};
         way.for_each_block(tile, [&](const Block& block) { activate(x_, block, affine, act_, y_); });
@@ -465,7 +437,7 @@ public:
           mean_(mean),
           act_(act),
           dx_(dx),
-          affines_(volume, weight, bias),
+          affines_(volume.groups, volume.channels, weight, bias),
           inverses_(affines_.scales.size()),
           levels_(inverses_.size()),
           tilts_(inverses_.size()),
@@ -478,12 +450,12 @@ public:
 
     void measure(const InPlanes& way, const Planes& planes, Sums found) const {
         const int64_t at = planes.offset;
-        sum_gradients_of_planes(dy_ + at, x_ + at, planes.channels, planes.length, affines_.of(way, planes, mean_), act_,
-                                found.first, found.second);
+        sum_gradients_of_planes(dy_ + at, x_ + at, planes.channels, planes.length, affines_.of(planes.group, planes.first, mean_),
+                                act_, found.first, found.second);
     }
 
     void measure(const InRows& way, const Tile& tile, Sums found) const {
-        const Affine<T> each = affines_.of(way, tile, mean_);
+        const Affine<T> each = affines_.of(tile.group, tile.first, mean_);
         const Columns<T> mean(way, tile, each.mean), scale(way, tile, each.scale), bias(way, tile, each.bias);
         const Affine<T> affine{mean.at, scale.at, bias.at};
         ColumnSums<T> sums;
@@ -513,13 +485,13 @@ public:
 
     void change(const InPlanes& way, const Planes& planes) const {
         const int64_t at = planes.offset, first = planes.group * way.volume.channels + planes.first;
-        differentiate_planes(dy_ + at, x_ + at, planes.channels, planes.length, affines_.of(way, planes, mean_),
+        differentiate_planes(dy_ + at, x_ + at, planes.channels, planes.length, affines_.of(planes.group, planes.first, mean_),
                              levels_.data() + first, tilts_.data() + first, act_, dx_ + at);
     }
 
     void change(const InRows& way, const Tile& tile) const {
         const int64_t first = tile.group * way.volume.channels + tile.first;
-        const Affine<T> each = affines_.of(way, tile, mean_);
+        const Affine<T> each = affines_.of(tile.group, tile.first, mean_);
         const Columns<T> mean(way, tile, each.mean), scale(way, tile, each.scale), bias(way, tile, each.bias);
         const Columns<T> level(way, tile, levels_.data() + first), tilt(way, tile, tilts_.data() + first);
         const Affine<T> affine{mean.at, scale.at, bias.at};

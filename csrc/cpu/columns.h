@@ -3,9 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "../common/activation.h"
 #include "lanes.h"
@@ -130,6 +132,35 @@ GANFAST_VERSIONS(sum_deviations)
 template <typename T>
 struct Affine {
     const T *mean, *scale, *bias;
+};
+
+// Scale and bias of z = (x - mean) scale + bias, the scale for every channel of every group.
+template <typename T>
+struct Affines {
+    std::vector<T> scales, weights, biases;
+
+    Affines(int64_t groups, int64_t channels, const T* weight, const T* bias)
+        : scales(groups * channels), weights(channels, T(1)), biases(channels) {
+        if (weight) std::copy_n(weight, channels, weights.begin());
+        if (bias) std::copy_n(bias, channels, biases.begin());
+    }
+
+    // Of a group, from some channel on.
+    Affine<T> of(int64_t group, int64_t first, const T* mean) const {
+        const int64_t at = group * static_cast<int64_t>(biases.size()) + first;
+        return {mean + at, scales.data() + at, biases.data() + first};
+    }
+
+    // Returns 1 / sqrt(var + eps).
+    double set(int64_t i, T var, double eps) {
+        const double inverse = 1 / std::sqrt(static_cast<double>(var) + eps);
+        scales[i] = static_cast<T>(inverse * weights[i % weights.size()]);
+        return inverse;
+    }
+
+    void set_all(const T* vars, double eps) {
+        for (size_t i = 0; i < scales.size(); ++i) set(i, vars[i], eps);
+    }
 };
 
 // What a column's values are normalised and scaled with, a register at a time.

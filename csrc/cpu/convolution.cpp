@@ -324,12 +324,23 @@ void to_weight(const S* small, const Map& map, const Geometry& g, G* weight) {
 }
 
 template <typename S, typename G>
-void to_weight(const S* small, const S* big, const Geometry& given, G* weight) {
+void to_weight(const Pixels<S>& small, const S* big, const Geometry& given, G* weight) {
     const Geometry g = given.simplified();
     if (g.b <= FEW && g.width > 1 && g.w % PER_WORD<S> == 0) return few_to_weight(small, big, g, weight);
-    const int64_t pixel = g.b * static_cast<int64_t>(sizeof(S));
-    to_weight(small, {reinterpret_cast<const char*>(big), g.H, g.W, pixel}, g, weight);
+    const int64_t length = g.h * g.w * g.a, pixel = g.b * static_cast<int64_t>(sizeof(S));
+    const Scratch memory(small.lie_otherwise() ? g.samples * length * sizeof(S) : 0);
+    S* const own = reinterpret_cast<S*>(memory.bytes());
+    for_each_task(small.lie_otherwise() ? g.samples : 0,
+                  [&](int64_t n) { small.run(small.data() + n * length, g.h * g.w, own + n * length); });
+    to_weight(small.lie_otherwise() ? own : small.data(), {reinterpret_cast<const char*>(big), g.H, g.W, pixel}, g, weight);
 }
+
+struct ToWeight {
+    template <typename... A>
+    void operator()(const A&... arguments) const {
+        to_weight(arguments...);
+    }
+};
 
 // ---- ops
 
@@ -343,16 +354,12 @@ Tensor transposed_convolve(const Tensor& small, const Tensor& weight, const Para
                     [](const auto&... arguments) { to_big(arguments...); });
 }
 
-Tensor convolution_weight_gradient(const Tensor& small, const Tensor& big, int64_t height, int64_t width, int64_t stride,
-                                   int64_t padding, std::optional<ScalarType> dtype) {
-    return make_weight(small, big, height, width, stride, padding, dtype, [](auto... arguments) { to_weight(arguments...); });
-}
-
 }  // namespace
 }  // namespace ganfast
 
 STABLE_TORCH_LIBRARY_IMPL(ganfast, CPU, library) {
     library.impl("tiled_convolve", TORCH_BOX(&ganfast::convolve));
     library.impl("tiled_transposed_convolve", TORCH_BOX(&ganfast::transposed_convolve));
-    library.impl("tiled_convolution_weight_gradient", TORCH_BOX(&ganfast::convolution_weight_gradient));
+    library.impl("tiled_convolution_weight_gradient", TORCH_BOX(&ganfast::convolution_weight_gradient<ganfast::ToWeight>));
+    library.impl("tiled_conv_norm_weight_gradient", TORCH_BOX(&ganfast::conv_norm_weight_gradient<ganfast::ToWeight>));
 }

@@ -121,23 +121,67 @@ Tensor make_big(const Tensor& given_small, const Tensor& given_weight, const Par
     return big;
 }
 
+// By what the pixels of small are normalised and activated when they are read: statistics (1, channels), gamma and beta
+// (channels) or neither, and the slope of LeakyReLU.
+struct Norm {
+    Tensor mean, var;
+    Parameter gamma, beta;
+    double eps, slope;
+
+    void expect(const Tensor& small) const {
+        expect_volume(small, gamma, beta, 1);
+        expect_statistics(small, mean, var);
+        STD_TORCH_CHECK(mean.size(0) == 1, "expected the statistics of one group, got ", mean.size(0));
+    }
+
+    // body(small's pixels)
+    template <typename S, typename F>
+    void visit(const Tensor& small, const F& body) const {
+        const Tensor means = as_contiguous(mean), vars = as_contiguous(var);
+        const Parameter weights = widened(gamma, ScalarType::Float), biases = widened(beta, ScalarType::Float);
+        Affines<float> affines(1, small.size(1), data_of<float>(weights), data_of<float>(biases));
+        affines.set_all(data_of<float>(vars), eps);
+        body(Pixels<S>(data_of<S>(small), small.size(1), data_of<float>(means), affines, static_cast<float>(slope)));
+    }
+};
+
 template <typename F>
 Tensor make_weight(const Tensor& given_small, const Tensor& given_big, int64_t height, int64_t width, int64_t stride,
-                   int64_t padding, std::optional<ScalarType> dtype, const F& run) {
+                   int64_t padding, std::optional<ScalarType> dtype, const F& run, const Norm* norm = nullptr) {
     const Tensor small = channels_last(given_small, "small"), big = channels_last(given_big, "big");
     expect_dtypes(small, big);
     expect_steps(stride, padding);
     expect_match(small.size(0), big.size(0), small, big);
+    if (norm) norm->expect(small);
     const Geometry g = between(small, big.size(1), big.size(2), big.size(3), height, width, stride, padding);
     const Tensor weight = empty_channels_last({g.a, g.b, height, width}, dtype.value_or(small.scalar_type()), small);
     expect_weight_dtype(small, weight);
     with_float_or_bfloat16(small.scalar_type(), [&](auto s) {
         using S = decltype(s);
-        const auto make = [&](auto* out) { run(data_of<S>(small), data_of<S>(big), g, out); };
-        if (weight.scalar_type() == small.scalar_type()) return make(mutable_data_of<S>(weight));
-        make(mutable_data_of<float>(weight));
+        const auto by = [&](const Pixels<S>& pixels) {
+            if (weight.scalar_type() == small.scalar_type()) return run(pixels, data_of<S>(big), g, mutable_data_of<S>(weight));
+            run(pixels, data_of<S>(big), g, mutable_data_of<float>(weight));
+        };
+        norm ? norm->visit<S>(small, by) : by(Pixels<S>(data_of<S>(small), g.a));
     });
     return weight;
+}
+
+template <typename Run>
+Tensor convolution_weight_gradient(const Tensor& small, const Tensor& big, int64_t height, int64_t width, int64_t stride,
+                                   int64_t padding, std::optional<ScalarType> dtype) {
+    return make_weight(small, big, height, width, stride, padding, dtype, Run());
+}
+
+// The same of x, which is normalised and activated as it is read: a transposed convolution reads each pixel once, and no padding.
+template <typename Run>
+Tensor conv_norm_weight_gradient(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& var,
+                                 const Parameter& gamma, const Parameter& beta, double eps, double slope, bool transposed,
+                                 int64_t height, int64_t width, int64_t stride, int64_t padding,
+                                 std::optional<ScalarType> dtype) {
+    STD_TORCH_CHECK(transposed, "expected a transposed convolution");
+    const Norm norm{mean, var, gamma, beta, eps, slope};
+    return make_weight(x, grad, height, width, stride, padding, dtype, Run(), &norm);
 }
 
 }  // namespace ganfast

@@ -182,7 +182,7 @@ private:
 
 // The same where big has few channels: the weight's columns are the rows of the product then, and small's channels its columns.
 template <typename S, typename G>
-void few_to_weight(const S* small, const S* big, const Geometry& g, G* weight) {
+void few_to_weight(const Pixels<S>& small, const S* big, const Geometry& g, G* weight) {
     constexpr int64_t N = PER_WORD<S>;
     const int64_t columns = g.columns();
     const Tile& tile = tile_for(N == 2, columns);
@@ -206,9 +206,11 @@ void few_to_weight(const S* small, const S* big, const Geometry& g, G* weight) {
         float* const sums = partial.floats() + split * panels * sums_each;
         std::fill_n(sums, panels * sums_each, 0.0f);
         const Scratch packed(most * words * tile.columns * WORD);
+        const Scratch memory(small.lie_otherwise() ? most * g.w * g.a * sizeof(S) : 0);
         for (int64_t i = split * g.samples * blocks / splits; i < (split + 1) * g.samples * blocks / splits; ++i) {
             const int64_t n = i / blocks, row = i % blocks * most, rows = std::min(most, g.h - row);
-            const S* const pixels = small + (n * g.h + row) * g.w * g.a;
+            const S* const lying = small.data() + (n * g.h + row) * g.w * g.a;
+            const S* const pixels = small.run(lying, rows * g.w, reinterpret_cast<S*>(memory.bytes()));
             for (int64_t panel = 0; panel < panels; ++panel) {
                 const int64_t first = panel * tile.columns, width = std::min(tile.columns, g.a - first);
                 pack_columns(static_cast<const S*>(nullptr), pixels + first, g.a, rows * words, width, tile.columns,
@@ -216,7 +218,7 @@ void few_to_weight(const S* small, const S* big, const Geometry& g, G* weight) {
                 for (int64_t height = 0; height < heights; ++height) {
                     // a part of the next pixels, on its way into a near cache meanwhile
                     const int64_t bytes = rows * g.w * g.a * sizeof(S), part = panel * heights + height, parts = panels * heights;
-                    const char* const next = reinterpret_cast<const char*>(pixels) + bytes;
+                    const char* const next = reinterpret_cast<const char*>(lying) + bytes;
                     for (int64_t at = part * bytes / parts; at < (part + 1) * bytes / parts; at += 64)
                         __builtin_prefetch(next + at);
                     alignas(64) float product[MOST_ROWS * MOST_COLUMNS];

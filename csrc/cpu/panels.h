@@ -114,6 +114,36 @@ private:
     const S* narrow_;
 };
 
+// The pixels of a map whose channels lie side by side: as they are in memory, or normalised and activated as they are read, to
+// the bit what normalise_act makes of them (ops/batch_norm.py).
+template <typename S>
+class Pixels {
+public:
+    Pixels(const S* data, int64_t channels) : data_(data), channels_(channels) {}
+    Pixels(const S* data, int64_t channels, const float* mean, const Affines<float>& affines, float slope)
+        : data_(data), channels_(channels), mean_(mean), affines_(&affines), act_{slope} {}
+
+    const S* data() const { return data_; }
+
+    // Whether `run` needs memory.
+    bool lie_otherwise() const { return affines_; }
+
+    // `count` neighbours from one of them on, where they lie or in `memory`
+    const S* run(const S* pixel, int64_t count, S* memory) const {
+        if (!affines_) return pixel;
+        const Block block{0, count, channels_, channels_};
+        activate(pixel, block, affines_->of(0, 0, mean_), act_, memory);
+        return memory;
+    }
+
+private:
+    const S* data_;
+    int64_t channels_;
+    const float* mean_ = nullptr;
+    const Affines<float>* affines_ = nullptr;
+    LeakyReLU<float> act_{1};
+};
+
 // One word of float32, or of two bfloat16 whose second may be missing.
 template <typename S>
 constexpr int64_t PER_WORD = WORD / sizeof(S);

@@ -233,7 +233,7 @@ constexpr int64_t LINE = 64;          // bytes
 
 // weight = small, turned back to products, times big, read, summed over tiles and weighed back
 template <typename F, typename S, typename G>
-void weight_by(const S* small, const S* big, const Geometry& g, G* weight, const Scheme& scheme) {
+void weight_by(const Pixels<S>& small, const S* big, const Geometry& g, G* weight, const Scheme& scheme) {
     constexpr int64_t P = F::PRODUCTS * F::PRODUCTS, T = F::TAPS, R = F::READS * F::READS, W = F::WRITES * F::WRITES;
     constexpr int64_t N = PER_WORD<S>;
     const Tile& tile = tile_for(N == 2, g.a);
@@ -247,11 +247,16 @@ void weight_by(const S* small, const S* big, const Geometry& g, G* weight, const
     const int64_t span = std::min(words, ceil_div(SPANNED / (P * lines * LINE), BLOCK) * BLOCK + BLOCK);
     const int64_t line_bytes = staggered(span * LINE), product_bytes = staggered(lines * line_bytes);
     const Scratch packed(P * product_bytes);
-    const auto turn = [&](int64_t word) {
+    const auto turn = [&](int64_t word, S* memory) {
         const S* pixels[N * W];
         std::fill_n(pixels, N * W, zeros.data());
-        for (int64_t i = 0; i < N; ++i) {
-            if (word * N + i < tiles.count) tiles.writes(word * N + i, 0, small, pixels + i * W);
+        for (int64_t i = 0; i < N && word * N + i < tiles.count; ++i) {
+            const S** const of_tile = pixels + i * W;
+            tiles.writes(word * N + i, 0, small.data(), of_tile);
+            for (int64_t j = 0; j < W; j += F::WRITES, memory += F::WRITES * g.a) {  // neighbours
+                const S* const row = small.run(of_tile[j], F::WRITES, memory);
+                for (int64_t k = 0; k < F::WRITES; ++k) of_tile[j + k] = row + k * g.a;
+            }
         }
         const Spread<char> products{packed.bytes() + word % span * LINE, product_bytes};
         apply_to_words(pixels[0], WriteBack<F>(), pixels, products, g.a, rows_each * tile.rows, line_bytes);
@@ -309,7 +314,7 @@ void weight_by(const S* small, const S* big, const Geometry& g, G* weight, const
             for (int64_t i = 0; i < P; ++i) {
                 for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(products[i] + SOON * tile.columns + c);
             }
-            apply(small, WeighBack<F>(), products, AS_THEY_ARE, static_cast<G* const*>(taps), width);
+            apply(big, WeighBack<F>(), products, AS_THEY_ARE, static_cast<G* const*>(taps), width);
         }
     };
     const Scratch lasting(span < words ? slices * slice_sums * sizeof(float) : 0);
@@ -317,7 +322,10 @@ void weight_by(const S* small, const S* big, const Geometry& g, G* weight, const
         const int64_t stop = std::min(words, start + span);
         for_each_task(ceil_div(stop - start, TURNED), [&](int64_t task) {
             const int64_t first = start + task * TURNED;
-            for (int64_t word = first; word < std::min(stop, first + TURNED); ++word) turn(word);
+            const Scratch memory(small.lie_otherwise() ? N * W * g.a * sizeof(S) : 0);
+            for (int64_t word = first; word < std::min(stop, first + TURNED); ++word) {
+                turn(word, reinterpret_cast<S*>(memory.bytes()));
+            }
         });
         for_each_task(slices, [&](int64_t slice) {
             const Scratch own(span < words ? 0 : slice_sums * sizeof(float)), panels(P * panel_bytes);
@@ -384,17 +392,20 @@ Tensor transposed_convolve(const Tensor& small, const Tensor& weight, const Para
     return make_big(small, weight, bias, stride, padding, height, width, slope, run);
 }
 
-Tensor convolution_weight_gradient(const Tensor& small, const Tensor& big, int64_t height, int64_t width, int64_t stride,
-                                   int64_t padding, std::optional<ScalarType> dtype) {
-    const auto run = [](auto* one, auto* other, const Geometry& g, auto* out) {
-        constexpr bool rounded = !std::is_same_v<decltype(one), const float*>;
-        const int64_t least = WORTHWHILE_GRADIENT * (rounded ? PER_WORD<BFloat16> : PER_WORD<float>);
-        const bool large = has_large_tiles(g, least) && !(rounded && g.height == 3);
-        by_kernel(g, large, SMALL_BY_FOUR, SMALL_BY_THREE,
-                  [&](auto algorithm, const Scheme& scheme) { weight_by<decltype(algorithm)>(one, other, g, out, scheme); });
-    };
-    return make_weight(small, big, height, width, stride, padding, dtype, run);
+template <typename S, typename G>
+void to_weight(const Pixels<S>& small, const S* big, const Geometry& g, G* weight) {
+    constexpr bool rounded = !std::is_same_v<S, float>;
+    const bool large = has_large_tiles(g, WORTHWHILE_GRADIENT * PER_WORD<S>) && !(rounded && g.height == 3);
+    by_kernel(g, large, SMALL_BY_FOUR, SMALL_BY_THREE,
+              [&](auto algorithm, const Scheme& scheme) { weight_by<decltype(algorithm)>(small, big, g, weight, scheme); });
 }
+
+struct ToWeight {
+    template <typename... A>
+    void operator()(const A&... arguments) const {
+        to_weight(arguments...);
+    }
+};
 
 }  // namespace
 }  // namespace ganfast
@@ -402,5 +413,6 @@ Tensor convolution_weight_gradient(const Tensor& small, const Tensor& big, int64
 STABLE_TORCH_LIBRARY_IMPL(ganfast, CPU, library) {
     library.impl("winograd_convolve", TORCH_BOX(&ganfast::convolve));
     library.impl("winograd_transposed_convolve", TORCH_BOX(&ganfast::transposed_convolve));
-    library.impl("winograd_convolution_weight_gradient", TORCH_BOX(&ganfast::convolution_weight_gradient));
+    library.impl("winograd_convolution_weight_gradient", TORCH_BOX(&ganfast::convolution_weight_gradient<ganfast::ToWeight>));
+    library.impl("winograd_conv_norm_weight_gradient", TORCH_BOX(&ganfast::conv_norm_weight_gradient<ganfast::ToWeight>));
 }

@@ -32,6 +32,7 @@ from ganfast.nn.conv import convolve, known, lowered, plain
 from ganfast.nn.groups import Grouped, groups_of, measures
 from ganfast.nn.handed import Handed, Statistics, convolve_between, made
 from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_tracked, normalise_act, track
+from ganfast.ops.conv_norm import conv_norm_weight_gradient
 from ganfast.ops.convolution import bent, keep_recipe
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
@@ -279,15 +280,15 @@ def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation,
         _track(norm, mean, var, _values(x))
     else:
         y, mean, var = batch_norm_act_tracked(x, norm.weight, norm.bias, *arguments, *running)
-    if handed_on and y.requires_grad and not torch.compiler.is_compiling():
-        act = arguments[1:]
+    if handed_on and y.requires_grad and not activation.tanh and not torch.compiler.is_compiling():
+        eps, slope = norm.eps, activation.slope
 
-        def again(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor) -> Tensor:
-            if torch.is_grad_enabled():  # a gradient's gradient reaches the statistics too
-                return batch_norm_act(x, weight, bias, *arguments)[0]
-            return normalise_act(x, weight, bias, mean, var, *act)
+        def by_weight(grad: Tensor, *given: Any) -> Tensor:
+            parts, kernel = given[:5], given[5:]
+            found: Tensor = conv_norm_weight_gradient(grad, *parts, eps, slope, *kernel)
+            return found
 
-        keep_recipe(y, again, x, norm.weight, norm.bias, mean, var)
+        keep_recipe(y, by_weight, x, mean, var, norm.weight, norm.bias)
     return y
 
 

@@ -22,8 +22,10 @@ were alone, NaN and Inf included.
 Bytes that must move beside the weight's, |x| those of x: |x| + |y| forward; 2 |dy| + 6 |x| backward (dy and x for the weight's
 gradient; dy and x for da, which is written; da and x, for dx).
 
-On CUDA, where Triton is installed, each op has two ways, and which one is faster is measured once for each shape, as for
-convolutions: Triton's kernels, which do all of it, or a convolution by itself between passes of batch norm.
+On the CPU the weight's gradient of a transposed convolution, by the statistics of one group, has kernels in C++ that normalise
+what they read; everything else is a convolution by itself between passes of batch norm. On CUDA, where Triton is installed, each
+op has two ways, and which one is faster is measured once for each shape, as for convolutions: Triton's kernels, which do all of
+it, or a convolution by itself between passes.
 """
 
 from __future__ import annotations
@@ -36,8 +38,9 @@ import torch
 from torch import Tensor
 
 from ganfast.ops import convolution as products
-from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_backward
-from ganfast.ops.convolution import convolution, convolution_weight_gradient, convolve, transposed_convolve
+from ganfast.ops import library
+from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_backward, normalise_act
+from ganfast.ops.convolution import convolution, convolve, transposed_convolve
 from ganfast.ops.library import Differentiable, asked, below_autograd, register, without_gradient
 
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -72,6 +75,11 @@ class Passes(NamedTuple):
 BY_OP = Passes(
     lambda x, mean, var, gamma, beta, eps, slope: batch_norm_act(x, gamma, beta, mean.shape[0], eps, slope, False)[0],
     lambda y, groups: batch_norm_act(y, None, None, groups, 1.0, 1.0, False)[1:],
+)
+
+# which takes statistics as they are: below autograd
+NORMALISED = Passes(
+    lambda x, mean, var, gamma, beta, eps, slope: normalise_act(x, gamma, beta, mean, var, eps, slope, False), BY_OP.statistics
 )
 
 
@@ -135,11 +143,12 @@ def conv_norm_weight_gradient_reference(
     width: int,
     stride: int,
     padding: int,
+    dtype: torch.dtype | None = None,
     passes: Passes = BY_OP,
 ) -> Tensor:
-    """As the weight, (C, C_out, height, width) where it is transposed, else (C_out, C, height, width)."""
+    """As the weight, (C, C_out, height, width) where it is transposed, else (C_out, C, height, width); in ``dtype`` or x's."""
     a = passes.activated(x, mean, var, gamma, beta, eps, slope)
-    return _weight_gradient(a, grad, transposed, height, width, stride, padding)
+    return products.by_weight(grad, a, transposed, height, width, stride, padding, dtype)
 
 
 def _input_gradient(
@@ -150,11 +159,6 @@ def _input_gradient(
         if transposed
         else transposed_convolve(grad, weight, None, stride, padding, *extents)
     )
-    return found
-
-
-def _weight_gradient(a: Tensor, grad: Tensor, transposed: bool, *steps: int) -> Tensor:
-    found: Tensor = convolution_weight_gradient(*((a, grad) if transposed else (grad, a)), *steps)
     return found
 
 
@@ -177,9 +181,9 @@ def _input_gradient_fake(grad: Tensor, weight: Tensor, x: Tensor, mean: Tensor, 
 
 
 def _weight_gradient_fake(grad: Tensor, x: Tensor, *others: Any) -> Tensor:
-    transposed, height, width = others[-5:-2]
+    transposed, height, width, _, _, *dtype = others[6:]
     small, big = (x, grad) if transposed else (grad, x)
-    return products.empty(x, small.shape[1], big.shape[1], height, width)
+    return products.typed(products.empty(x, small.shape[1], big.shape[1], height, width), *dtype)
 
 
 # ---- gradients
@@ -208,7 +212,7 @@ class _ConvNorm(torch.autograd.Function):
         dx = dweight = dgamma = dbeta = None
         if mean is None:
             if of_weight:
-                dweight = _weight_gradient(x, grad, ctx.steps[0], *weight.shape[2:], *ctx.steps[1:])
+                dweight = products.by_weight(grad, x, ctx.steps[0], *weight.shape[2:], *ctx.steps[1:])
             if of_x:
                 dx = _input_gradient(grad, weight, ctx.extents, *ctx.steps)
         else:
@@ -277,8 +281,22 @@ def _same_groups(*arguments: Any) -> bool:
     return products.triton_takes(*arguments) and (mean is None or groups in (0, mean.shape[0]))
 
 
+def _reads_once(grad: Tensor, x: Tensor, mean: Tensor, *others: Any) -> bool:
+    """Whether the C++ kernels normalise what they read: a transposed convolution reads each pixel once, and no padding."""
+    transposed, *kernel = others[5:]
+    return bool(transposed and len(mean) == 1 and products.pair_fits(x, grad, *kernel))
+
+
+def _in_tiles(grad: Tensor, x: Tensor, *others: Any) -> bool:
+    return products.pair_in_tiles(x, grad, *others[7:])
+
+
 _NORM = "Tensor mean, Tensor var, Tensor? gamma, Tensor? beta, float eps, float slope"
 _MAYBE_NORM = _NORM.replace("Tensor ", "Tensor? ")
+_WEIGHT_GRADIENT = (
+    f"(Tensor grad, Tensor x, {_NORM}, bool transposed, int height, int width, int stride, int padding, ScalarType? dtype=None)"
+    " -> Tensor"
+)
 
 conv_norm = register(
     f"conv_norm(Tensor x, Tensor weight, Tensor? bias, {_MAYBE_NORM}, bool transposed, int stride, int padding, int groups)"
@@ -297,13 +315,22 @@ conv_norm_input_gradient = register(
     on_cuda=_on_cuda("conv_norm_input_gradient", conv_norm_input_gradient_reference, products.triton_takes),
 )
 conv_norm_weight_gradient = register(
-    f"conv_norm_weight_gradient(Tensor grad, Tensor x, {_NORM}, bool transposed, int height, int width, int stride, int padding)"
-    " -> Tensor",
+    "conv_norm_weight_gradient" + _WEIGHT_GRADIENT,
     reference=conv_norm_weight_gradient_reference,
     fake=_weight_gradient_fake,
     differentiable=Differentiable(partial(_Gradient.apply, "conv_norm_weight_gradient"), conv_norm_weight_gradient_reference),
     on_cuda=_on_cuda("conv_norm_weight_gradient", _apart(conv_norm_weight_gradient_reference), products.triton_takes),
 )
+if library.CPU == "cpp":
+    products.choose_on_cpu(
+        products.Product(
+            "conv_norm_weight_gradient",
+            _WEIGHT_GRADIENT,
+            partial(conv_norm_weight_gradient_reference, passes=NORMALISED),
+            fits=_reads_once,
+            winograd=_in_tiles,
+        )
+    )
 _GRADIENTS = {
     "conv_norm_input_gradient": (conv_norm_input_gradient, conv_norm_input_gradient_reference),
     "conv_norm_weight_gradient": (conv_norm_weight_gradient, conv_norm_weight_gradient_reference),

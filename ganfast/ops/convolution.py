@@ -134,7 +134,7 @@ def convolution_weight_gradient_reference(
         (small.shape[1], big.shape[1], height, width), dtype=small.dtype, device=small.device, memory_format=torch.channels_last
     )
     steps = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1
-    return _last(_to(aten.convolution_backward(small, big, weight, None, *steps, [False, True, False])[1], dtype))
+    return _last(typed(aten.convolution_backward(small, big, weight, None, *steps, [False, True, False])[1], dtype))
 
 
 aten = torch.ops.aten
@@ -156,7 +156,7 @@ def bent(z: Tensor, slope: float = 1.0) -> Tensor:
     return torch.relu_(z) if slope == 0 else F.leaky_relu(z, slope, inplace=slope > 0)
 
 
-def _to(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def typed(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return t if dtype is None else t.to(dtype)
 
 
@@ -185,37 +185,38 @@ def _transposed_fake(
 def _weight_fake(
     small: Tensor, big: Tensor, height: int, width: int, stride: int, padding: int, dtype: torch.dtype | None = None
 ) -> Tensor:
-    return _to(empty(small, small.shape[1], big.shape[1], height, width), dtype)
+    return typed(empty(small, small.shape[1], big.shape[1], height, width), dtype)
 
 
 # ---- gradients
 
 
 class Recipe(NamedTuple):
-    """What a tensor was made of, and how to make it again: less to keep than itself, where its parts are kept anyway."""
+    """What an input was made of: less to keep than itself, where its parts are kept anyway.
 
-    make: Callable[..., Tensor]
+    ``by_weight(grad, *parts, transposed, height, width, stride, padding, dtype)`` is the gradient of its convolution's weight.
+    """
+
+    by_weight: Callable[..., Tensor]
     parts: tuple[Tensor | None, ...]
 
 
 _recipes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def keep_recipe(made: Tensor, make: Callable[..., Tensor], *parts: Tensor | None) -> None:
-    """Let the gradients of the next convolution of ``made``, which is ``make(*parts)``, keep the parts and not itself.
+def keep_recipe(made: Tensor, by_weight: Callable[..., Tensor], *parts: Tensor | None) -> None:
+    """Let the gradients of the next convolution of ``made`` keep the parts that it was made of, and not itself.
 
     For who hands ``made`` to that convolution at once: nobody else may have seen it, or the parts, meanwhile.
     """
-    _recipes[made] = Recipe(make, parts)
+    _recipes[made] = Recipe(by_weight, parts)
 
 
 def _keep(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Save what the gradients need: the weight's needs the input, or what it was made of."""
-    recipe = _recipes.pop(input, None)
-    parts: tuple[Tensor | None, ...] = ()
-    if ctx.needs_input_grad[1]:
-        ctx.make, parts = (lambda input: input, (input,)) if recipe is None else recipe
-    ctx.save_for_backward(weight, *parts)
+    recipe = _recipes.pop(input, None) or Recipe(by_weight, (input,))
+    ctx.by_weight = recipe.by_weight
+    ctx.save_for_backward(weight, *(recipe.parts if ctx.needs_input_grad[1] else ()))
     ctx.extents = input.shape[2:]
     ctx.bias_dtype = None if bias is None else bias.dtype
 
@@ -227,10 +228,16 @@ def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
     return grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1]).sum(0).to(dtype)
 
 
-def _by_weight(weight: Tensor, small: Tensor, big: Tensor, stride: int, padding: int) -> Tensor:
-    """The gradient by ``weight``, in its dtype."""
-    found: Tensor = convolution_weight_gradient(small, big, *weight.shape[2:], stride, padding, weight.dtype)
+def by_weight(grad: Tensor, input: Tensor, transposed: bool, *kernel: Any) -> Tensor:
+    """The gradient by a convolution's weight, of its output's gradient and its input."""
+    small, big = (input, grad) if transposed else (grad, input)
+    found: Tensor = convolution_weight_gradient(small, big, *kernel)
     return found
+
+
+def _kernel(weight: Tensor, steps: tuple[int, int]) -> tuple[Any, ...]:
+    """Height, width, stride, padding and dtype of a weight's gradient."""
+    return *weight.shape[2:], *steps, weight.dtype
 
 
 class _Convolve(torch.autograd.Function):
@@ -245,7 +252,7 @@ class _Convolve(torch.autograd.Function):
         weight, *parts = ctx.saved_tensors
         of_big, of_weight, of_bias, *_ = asked(ctx)
         # first, so that what is made again for it is gone when the larger gradient comes
-        grad_weight = _by_weight(weight, grad, ctx.make(*parts), *ctx.steps) if of_weight else None
+        grad_weight = ctx.by_weight(grad, *parts, False, *_kernel(weight, ctx.steps)) if of_weight else None
         grad_big = transposed_convolve(grad, weight, None, *ctx.steps, *ctx.extents) if of_big else None
         return grad_big, grad_weight, bias_gradient(grad, ctx.bias_dtype) if of_bias else None, None, None
 
@@ -259,7 +266,7 @@ class _Convolve(torch.autograd.Function):
     def weights(ctx: Any, t: Tensor, delta: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The weight, and the gradient by it of <delta, the tangent of the output>; nothing for one that does not learn."""
         weight = ctx.saved_tensors[0]
-        return [(weight, _by_weight(weight, delta, t, *ctx.steps))] if weight.requires_grad else []
+        return [(weight, by_weight(delta, t, False, *_kernel(weight, ctx.steps)))] if weight.requires_grad else []
 
 
 class _Transposed(torch.autograd.Function):
@@ -276,7 +283,7 @@ class _Transposed(torch.autograd.Function):
         weight, *parts = ctx.saved_tensors
         of_small, of_weight, of_bias, *_ = asked(ctx)
         # first, so that what is made again for it is gone when the larger gradient comes
-        grad_weight = _by_weight(weight, ctx.make(*parts), grad, *ctx.steps) if of_weight else None
+        grad_weight = ctx.by_weight(grad, *parts, True, *_kernel(weight, ctx.steps)) if of_weight else None
         grad_small = convolve(grad, weight, None, *ctx.steps) if of_small else None
         return grad_small, grad_weight, bias_gradient(grad, ctx.bias_dtype) if of_bias else None, None, None, None, None
 
@@ -288,7 +295,7 @@ class _Transposed(torch.autograd.Function):
     @staticmethod
     def weights(ctx: Any, t: Tensor, delta: Tensor) -> list[tuple[Tensor, Tensor]]:
         weight = ctx.saved_tensors[0]
-        return [(weight, _by_weight(weight, t, delta, *ctx.steps))] if weight.requires_grad else []
+        return [(weight, by_weight(delta, t, True, *_kernel(weight, ctx.steps)))] if weight.requires_grad else []
 
 
 class _WeightGradient(torch.autograd.Function):
@@ -332,21 +339,16 @@ def _below(op: Op, *arguments: Any) -> Tensor:
 
 
 class Product(NamedTuple):
-    """One of the three: its name, schema and reference, and what of its arguments its C++ kernels depend on.
-
-    ``end(found, *rest)`` makes the result of what the first ``given`` arguments make.
-    """
+    """An op: its name, schema and reference, and what of its arguments its C++ kernels depend on."""
 
     name: str
     signature: str
     reference: Callable[..., Tensor]
-    given: int
-    end: Callable[..., Tensor]
     fits: Callable[..., bool]  # whether the kernels take factors of these types
     winograd: Callable[..., bool]  # whether that algorithm applies
 
 
-def _choose_on_cpu(product: Product) -> None:
+def choose_on_cpu(product: Product) -> None:
     """Let the CPU choose between the C++ kernels, ops of their own behind this one, and PyTorch's operations."""
     for kernel in ("tiled", "winograd"):  # which _C implements
         library.LIBRARY.define(f"{kernel}_{product.name}{product.signature}")
@@ -407,12 +409,12 @@ def triton_takes(*arguments: Any) -> bool:
     return all(t.dtype == factors[0].dtype and t.dtype in TRITON_TYPES and t.numel() > 0 for t in factors)
 
 
-def _on_cuda(product: Product) -> Callable[..., Any] | None:
+def _on_cuda(product: Product, given: int, end: Callable[..., Tensor]) -> Callable[..., Any] | None:
     if not TRITON:
         return None
     from ganfast.kernels import convolution as kernels
 
-    kernel = _ended(getattr(kernels, product.name), product.given, product.end)
+    kernel = _ended(getattr(kernels, product.name), given, end)
     return choice(product.name, product.reference, kernel, triton_takes)
 
 
@@ -429,25 +431,32 @@ def _fit(one: torch.dtype, other: torch.dtype, summed: int) -> bool:
     return other in (one, torch.float32) and (one == torch.float32 or (one == torch.bfloat16 and summed % 2 == 0))
 
 
-def _pair_fits(small: Tensor, big: Tensor, *others: Any) -> bool:
+def pair_fits(small: Tensor, big: Tensor, *others: Any) -> bool:
     """Pixels are summed over, of which the last may be alone."""
     dtype = others[4] if len(others) > 4 and others[4] is not None else small.dtype
     return big.dtype == small.dtype and _fit(small.dtype, dtype, 2)
 
 
+def pair_in_tiles(small: Tensor, big: Tensor, height: int, width: int, stride: int, padding: int, *_: Any) -> bool:
+    return _winograd_applies(small.shape[2:], big.shape[2:], (height, width), stride, padding, 2)
+
+
 # ---- registration
 
 
-def _registered(product: Product, fake: Callable[..., Tensor], function: Callable[..., Tensor]) -> Op:
+def _registered(
+    product: Product, fake: Callable[..., Tensor], function: Callable[..., Tensor], given: int, end: Callable[..., Tensor]
+) -> Op:
+    """``end(found, *rest)`` makes the result of what a kernel on CUDA makes of the first ``given`` arguments."""
     op = register(
         product.name + product.signature,
         reference=product.reference,
         fake=fake,
         differentiable=Differentiable(function, product.reference),
-        on_cuda=_on_cuda(product),
+        on_cuda=_on_cuda(product, given, end),
     )
     if library.CPU == "cpp":
-        _choose_on_cpu(product)
+        choose_on_cpu(product)
     return op
 
 
@@ -456,8 +465,6 @@ convolve = _registered(
         "convolve",
         "(Tensor big, Tensor weight, Tensor? bias, int stride, int padding, float slope=1.0) -> Tensor",
         convolve_reference,
-        given=5,
-        end=bent,
         fits=lambda big, weight, *_: _fit(big.dtype, weight.dtype, weight.shape[1] * weight.shape[3]),
         winograd=lambda big, weight, bias, stride, padding, *_: _winograd_applies(
             [size // stride for size in big.shape[2:]], big.shape[2:], weight.shape[2:], stride, padding, weight.shape[1]
@@ -465,14 +472,14 @@ convolve = _registered(
     ),
     _convolve_fake,
     _ended(_Convolve.apply, 5, bent),
+    given=5,
+    end=bent,
 )
 transposed_convolve = _registered(
     Product(
         "transposed_convolve",
         "(Tensor small, Tensor weight, Tensor? bias, int stride, int padding, int height, int width, float slope=1.0) -> Tensor",
         transposed_convolve_reference,
-        given=7,
-        end=bent,
         fits=lambda small, weight, *_: _fit(small.dtype, weight.dtype, weight.shape[0]),
         winograd=lambda small, weight, bias, stride, padding, height, width, *_: _winograd_applies(
             small.shape[2:], (height, width), weight.shape[2:], stride, padding, weight.shape[0]
@@ -480,21 +487,21 @@ transposed_convolve = _registered(
     ),
     _transposed_fake,
     _ended(_Transposed.apply, 7, bent),
+    given=7,
+    end=bent,
 )
 convolution_weight_gradient = _registered(
     Product(
         "convolution_weight_gradient",
         "(Tensor small, Tensor big, int height, int width, int stride, int padding, ScalarType? dtype=None) -> Tensor",
         convolution_weight_gradient_reference,
-        given=6,
-        end=_to,
-        fits=_pair_fits,
-        winograd=lambda small, big, height, width, stride, padding, *_: _winograd_applies(
-            small.shape[2:], big.shape[2:], (height, width), stride, padding, 2
-        ),
+        fits=pair_fits,
+        winograd=pair_in_tiles,
     ),
     _weight_fake,
     _WeightGradient.apply,
+    given=6,
+    end=typed,
 )
 _ENDS = {convolve.overload: 5, transposed_convolve.overload: 7}  # where the slope stands
 

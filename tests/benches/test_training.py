@@ -276,6 +276,7 @@ def test_multiplications_by_winograds_algorithm() -> None:
     assert multiplied("ganfast::winograd_convolve", [[2, 3, 8, 8], [5, 3, 4, 4]]) == wide
     assert multiplied("ganfast::winograd_transposed_convolve", [[2, 5, 4, 4], [5, 3, 4, 4]]) == wide
     assert multiplied("ganfast::winograd_convolution_weight_gradient", [[2, 5, 4, 4], [2, 3, 8, 8]]) == wide
+    assert multiplied("ganfast::winograd_conv_norm_weight_gradient", [[2, 3, 8, 8], [2, 5, 4, 4]]) == wide
     many = multiplied("ganfast::winograd_convolution_weight_gradient", [[96, 5, 4, 4], [96, 3, 8, 8]])
     assert many == 2.0 * (96 * 5) * 3 * 100  # 4 phases of 25 products for a tile of 4 x 4
     assert multiplied("ganfast::winograd_convolve", [[2, 3, 8, 8], [5, 3, 3, 3]]) == pytest.approx(2 * (2 * 5 * 64) * 3 * 4)

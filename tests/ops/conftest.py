@@ -15,6 +15,7 @@ import torch
 from ganfast.ops import (
     adam,
     batch_norm,
+    conv_norm,
     convolution,
     covariance_factor,
     covariance_update,
@@ -31,6 +32,7 @@ REFERENCES = {
     "batch_norm_act": batch_norm.batch_norm_act_reference,
     "batch_norm_act_tracked": batch_norm.batch_norm_act_tracked_reference,
     "batch_norm_act_backward": batch_norm.batch_norm_act_backward_reference,
+    "conv_norm_weight_gradient": conv_norm.conv_norm_weight_gradient_reference,
     "convolve": convolution.convolve_reference,
     "transposed_convolve": convolution.transposed_convolve_reference,
     "convolution_weight_gradient": convolution.convolution_weight_gradient_reference,
