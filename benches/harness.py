@@ -207,7 +207,7 @@ def append(out: Path, rows: Iterable[Mapping[str, Any]], fields: Sequence[str] =
     """Add rows to the table, or begin it; what a row does not have stays empty."""
     new = not out.exists()
     with out.open("a", newline="") as file:
-        table = csv.DictWriter(file, fields, restval="")
+        table = csv.DictWriter(file, fields, restval="", lineterminator="\n")
         if new:
             table.writeheader()
         table.writerows(rows)

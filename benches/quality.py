@@ -63,7 +63,7 @@ def main() -> None:
             )
             print(f"{name}: iteration {rows[-1]['step']}, {seconds[name]:.1f} s, {rows[-1]['distance']}", flush=True)
     with TABLE.open("w", newline="") as file:
-        table = csv.DictWriter(file, FIELDS)
+        table = csv.DictWriter(file, FIELDS, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
     write_page(rows)

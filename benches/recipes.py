@@ -47,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     with arguments.out.open("w", newline="") as file:
-        table = csv.DictWriter(file, FIELDS)
+        table = csv.DictWriter(file, FIELDS, lineterminator="\n")
         table.writeheader()
         for name in arguments.names:
             for batch in arguments.batch:
