@@ -53,7 +53,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/.installed
-	$(BIN)/ganfast bench ops spectral_norm batch_norm convolution conv_norm resample adam generator carried_scale gradient_penalty critic_step frechet frechet_curves --out docs/results/ops.csv
+	$(BIN)/ganfast bench ops spectral_norm batch_norm tanh convolution conv_norm resample adam generator carried_scale gradient_penalty critic_step frechet frechet_curves --out docs/results/ops.csv
 	for bench in spectral_norm batch_norm generator gradient_penalty frechet; do \
 		$(BIN)/ganfast bench plot docs/results/ops.csv docs/results/pictures/$$bench.png $$bench || exit 1; done
 	$(BIN)/ganfast bench plot docs/results/ops.csv docs/results/pictures/frechet-curves.png frechet_curves

@@ -13,6 +13,7 @@ from ganfast.errors import InvalidValue, near
 NAMES = (
     "spectral_norm",
     "batch_norm",
+    "tanh",
     "convolution",
     "conv_norm",
     "resample",

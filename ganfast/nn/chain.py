@@ -28,12 +28,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.module import _has_any_global_hook
 
-from ganfast.nn.conv import convolve, known, lowered, plain
+from ganfast.nn.conv import convolve, known, lowered, plain, watched
 from ganfast.nn.groups import Grouped, groups_of, measures
 from ganfast.nn.handed import Handed, Statistics, convolve_between, made
 from ganfast.ops.batch_norm import batch_norm_act, batch_norm_act_tracked, normalise_act, track
 from ganfast.ops.conv_norm import conv_norm_weight_gradient
 from ganfast.ops.convolution import bent, keep_recipe
+from ganfast.ops.tanh import tanh
 
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Tanh)
 
@@ -66,7 +67,7 @@ class Activation(NamedTuple):
 
     def over(self, y: Tensor) -> Tensor:
         """The activation of a ``y`` that nobody else reads, in its memory where autograd allows that."""
-        return torch.tanh_(y) if self.tanh else bent(y, self.slope)
+        return _tanh(y) if self.tanh else bent(y, self.slope)
 
 
 def chain(act: Any, norm: Any, conv: Any, x: Any, /, *rest: Any, **keywords: Any) -> Any:
@@ -78,7 +79,7 @@ def chain(act: Any, norm: Any, conv: Any, x: Any, /, *rest: Any, **keywords: Any
 
 
 class Part(NamedTuple):
-    """A chain among modules that are called one after the other, or a convolution alone."""
+    """A chain among modules that are called one after the other, or a convolution or a Tanh alone."""
 
     conv: Any
     norm: Any
@@ -90,7 +91,8 @@ def _run(part: Part, x: Any, rest: tuple[Any, ...], keywords: dict[str, Any], ha
     conv, norm, act = part
     activation = _activation(act, rest, keywords)
     if norm is None:
-        return _activate(act, _convolve(conv, x)[0], rest, keywords)
+        y = _convolve(conv, x)[0]
+        return _tanh(y) if isinstance(act, nn.Tanh) and activation is not None else _activate(act, y, rest, keywords)
     if not (isinstance(norm, _BatchNorm) and type(norm).forward is _BatchNorm.forward and bare(norm)):
         return _activate(act, norm(_convolve(conv, x)[0]), rest, keywords)
     if measures(norm):
@@ -152,7 +154,7 @@ def joined(modules: Iterable[Any]) -> list[Callable[[Any], Any]]:
 
 
 def parts(modules: list[Any]) -> list[Any]:
-    """``modules`` with a :class:`Part` for each convolution, and for each batch norm that has one or an activation beside it."""
+    """``modules`` with a :class:`Part` for each convolution, each Tanh, and each batch norm with one of them or an activation."""
     found: list[Any] = []
     at = 0
     while at < len(modules):
@@ -165,7 +167,10 @@ def parts(modules: list[Any]) -> list[Any]:
                 found.append(Part(conv, modules[norm_at], act))
                 at = norm_at + (1 if act is None else 2)
                 continue
-        found.append(modules[at] if conv is None else Part(conv, None, None))
+        if conv is not None:
+            found.append(Part(conv, None, None))
+        else:
+            found.append(Part(None, None, modules[at]) if isinstance(modules[at], nn.Tanh) else modules[at])
         at += 1
     return found
 
@@ -214,6 +219,10 @@ def _activation_of_module(act: nn.Module) -> Activation | None:
     if forward is nn.LeakyReLU.forward and isinstance(act.negative_slope, int | float):
         return Activation(float(act.negative_slope), False)
     return None
+
+
+def _tanh(x: Any) -> Any:
+    return torch.tanh(x) if watched() else tanh(x)
 
 
 def _activate(act: Any, y: Any, rest: tuple[Any, ...], keywords: dict[str, Any]) -> Any:

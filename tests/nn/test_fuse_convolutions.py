@@ -208,3 +208,36 @@ def test_frozen_weights_keep_no_input() -> None:
     assert alive() is None
     y.sum().backward()
     assert x.grad is not None
+
+
+def test_a_tanh_among_modules_is_an_op_too() -> None:
+    plain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Tanh(), nn.Linear(144, 2), nn.Tanh())
+    x = torch.randn(5, 4, 8, 8)
+    for training in (True, False):
+        fused, twin = fuse(copy.deepcopy(plain)).train(training), copy.deepcopy(plain).train(training)
+        with Called() as called:
+            y = fused(x)
+        assert "tanh" in called.names
+        expected = twin(x)
+        torch.testing.assert_close(y, expected)
+        found, wanted = (
+            torch.autograd.grad(out.square().sum(), list(network.parameters())) for out, network in ((y, fused), (expected, twin))
+        )
+        # a bias before a batch norm has a gradient of nothing but roundings
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tanh_that_somebody_watches_is_called_as_it_is() -> None:
+    fused = fuse(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Tanh()))
+    seen: list[torch.Tensor] = []
+    fused[3].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    x = torch.randn(2, 4, 6, 6)
+    with Called() as called:
+        y = fused(x)
+    assert "tanh" not in called.names and len(seen) == 1 and torch.equal(seen[0], y)
+    fused[3]._forward_hooks.clear()
+    torch.testing.assert_close(torch.func.vmap(fused.eval(), in_dims=0)(x[:, None]), fused(x)[:, None])
+    fused.double()
+    with Called() as called:
+        fused(x.double())
+    assert "tanh" not in called.names
