@@ -270,7 +270,7 @@ public:
 
     void know(const T* var) { affines_.set_all(var, eps_); }
 
-    void change(const InPlanes& way, const Planes& planes) const {
+    void change(const InPlanes&, const Planes& planes) const {
         activate_planes(x_ + planes.offset, planes.channels, planes.length, affines_.of(planes.group, planes.first, mean_), act_,
                         y_ + planes.offset);
     }
@@ -448,7 +448,7 @@ public:
 
     // sum dz, and sum dz (x - mean)
 
-    void measure(const InPlanes& way, const Planes& planes, Sums found) const {
+    void measure(const InPlanes&, const Planes& planes, Sums found) const {
         const int64_t at = planes.offset;
         sum_gradients_of_planes(dy_ + at, x_ + at, planes.channels, planes.length, affines_.of(planes.group, planes.first, mean_),
                                 act_, found.first, found.second);
