@@ -125,7 +125,8 @@ TABLE: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "batch_norm": _KERNELS,
     "adam": {name: _KERNELS[name] for name in ("reference", "cpp", "cuda")},
     "convolution": {name: _KERNELS[name] for name in ("reference", "cpp", "triton")},
-    "conv_norm": {name: _KERNELS[name] for name in ("reference", "triton")},
+    "conv_norm": {name: _KERNELS[name] for name in ("reference", "cpp", "triton")},  # in C++ one gradient of it
+    "tanh": {name: _KERNELS[name] for name in ("reference", "cpp")},
     "fuse": {"reference": _reference},
     "nuclear_norm": {name: _KERNELS[name] for name in ("reference", "cpp")},
     "covariance_factor": {name: _KERNELS[name] for name in ("reference", "cpp")},
