@@ -38,14 +38,15 @@ class Case:
 
 
 # DCGAN's layers and ResNet's; one pixel, a map as large as the kernel, few channels, channels around the width of a panel and
-# pixels around the height of a tile, strides larger than the kernel, pixels that no tap reaches, more pixels than are summed at a
-# time.
+# pixels around the height of a tile, strides larger than the kernel, so that no tap reaches some pixels, more pixels than are
+# summed at a time.
 CASES = [
     Case(3, 10, 20, 5, 4, 2, 1),
     Case(2, 18, 36, 7, 3, 1, 1),
     Case(5, 16, 64, 1, 4, 1, 0),
     Case(2, 8, 3, 6, 4, 2, 1),
     Case(2, 6, 4, 5, 2, 3, 0, 1),
+    Case(2, 6, 20, 5, 2, 3, 0, 1),
     Case(1, 2, 2, 3, 1, 1, 0),
     Case(2, 34, 6, 4, 4, 2, 1),
     Case(2, 70, 50, 3, 3, 2, 1, 1),

@@ -162,7 +162,7 @@ void multiply(const Map& in, int64_t samples, int64_t channels, const Axis& rows
             const char* const of_panel = part.packed + panel * part.panels.bytes_each();
             for (int64_t i = 0; i < tiles; ++i) {
                 const char* const* const of_tile = lines.data() + i * taps * tile.rows;
-                for (int64_t tap = 0; tap < taps; tap += taps_each) {
+                for (int64_t tap = 0; tap == 0 || tap < taps; tap += taps_each) {  // pixels without a tap have sums of nothing
                     for (int64_t word = 0; word < words; word += words_each) {
                         const bool first_part = tap + word == 0;
                         const char* const of_part = of_panel + (tap * words + word) * tile.columns * WORD;

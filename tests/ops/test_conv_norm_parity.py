@@ -24,7 +24,7 @@ KERNELS = ("tiled", "winograd")
 
 # x (N, C, h, w), output's channels, kernel, stride, padding: layers of DCGAN's generator with few tiles and with many, large ones
 # too; an image's channels, with words of two pixels and without; 3 x 3; a number of tiles and of pixels that is odd; one pixel;
-# more channels than a block of batch norm has.
+# more channels than a block of batch norm has; more tiles than are turned at a time.
 CASES = [
     ((2, 24, 4, 4), 18, 4, 2, 1),
     ((7, 10, 16, 16), 20, 4, 2, 1),
@@ -35,6 +35,7 @@ CASES = [
     ((4, 7, 5, 3), 20, 2, 3, 0),
     ((5, 70, 1, 1), 9, 4, 1, 0),
     ((1, 530, 6, 6), 4, 4, 2, 1),
+    ((40, 64, 32, 32), 4, 4, 2, 1),
 ]
 
 
