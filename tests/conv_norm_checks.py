@@ -158,10 +158,13 @@ def check_input_gradient(at: Given, device: str = "cpu") -> None:
 def check_weight_gradient(at: Given, device: str = "cpu") -> None:
     with poisoned():
         found = page.conv_norm_weight_gradient(*moved(at.weight_gradient(), device)).cpu()
+        wide_found = page.conv_norm_weight_gradient(*moved(at.weight_gradient(), device), torch.float32).cpu()
     torchs = page.conv_norm_weight_gradient_reference(*at.weight_gradient())
     exact = page.conv_norm_weight_gradient_reference(*wide(at.weight_gradient()))
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert_parity(found, torchs, exact, reduce_length=at.grad[:, 0].numel(), name="dweight")
+    assert found.dtype == at.x.dtype and wide_found.dtype == torch.float32
+    assert_parity(wide_found.to(found.dtype), torchs, exact, reduce_length=at.grad[:, 0].numel(), name="dweight in float32")
 
 
 def all_of(at: Given, device: str) -> list[Tensor]:

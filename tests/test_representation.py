@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import ganfast
 from ganfast import recipes
 from ganfast.data import open_dataset
 from ganfast.errors import InvalidData, InvalidValue
+from ganfast.nn import fuse
 from ganfast.representation import kmeans, protocol, svm
 from ganfast.representation.critic import critic_of, layer_features
 from ganfast.representation.features import by_critic, by_kmeans, extract, pixels, standardise
@@ -221,6 +223,15 @@ def test_a_fused_critics_layers_are_those_of_its_modules_one_by_one() -> None:
     torch.testing.assert_close(found, torch.cat(maps, dim=1), rtol=1e-4, atol=1e-5)  # batch norm within a weight, and beside it
     assert found.shape == (5, (6 + 12) * 16)
     assert all(torch.equal(tensor, state[name]) for name, tensor in critic.state_dict().items())
+
+
+def test_a_tanh_that_fuse_runs_as_an_op_is_seen_too() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Tanh(), nn.Conv2d(5, 1, 8))
+    images = torch.randn(2, 3, 12, 12)
+    found, expected = layer_features(fuse(copy.deepcopy(plain)), images), layer_features(plain, images)
+    assert [layer.shape[1] for layer in expected] == [4, 5]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)  # batch norm within a weight, and beside it
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,6 @@
 
 namespace ganfast {
 
-// body(j, n) for stretches of n numbers from j on, n that of a register as often as possible, which the compiler then knows
-template <typename T, typename F>
-GANFAST_INLINE void in_lanes(int64_t length, const F& body) {
-    int64_t j = 0;
-    for (; j + WIDTH<T> <= length; j += WIDTH<T>) body(j, WIDTH<T>);
-    if (j < length) body(j, length - j);
-}
-
 // Rows of `width` neighbours, each `stride` after the one before it.
 struct Block {
     int64_t offset, rows, stride, width;

@@ -36,6 +36,14 @@ struct Lanes<double> {
 template <typename T>
 constexpr int64_t WIDTH = 64 / sizeof(T);
 
+// body(j, n) for stretches of n numbers from j on, n that of a register as often as possible, which the compiler then knows
+template <typename T, typename F>
+GANFAST_INLINE void in_lanes(int64_t length, const F& body) {
+    int64_t j = 0;
+    for (; j + WIDTH<T> <= length; j += WIDTH<T>) body(j, WIDTH<T>);
+    if (j < length) body(j, length - j);
+}
+
 template <typename T>
 GANFAST_INLINE void copy(const void* from, T& to) {
     std::memcpy(&to, from, sizeof to);

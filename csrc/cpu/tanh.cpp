@@ -1,9 +1,7 @@
 // tanh on the CPU, a register at a time; the page is ganfast/ops/tanh.py.
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
-
-#include "columns.h"
+#include "lanes.h"
 #include "pool.h"
 
 namespace ganfast {
@@ -17,7 +15,7 @@ GANFAST_INLINE void polynomial(const float (&coefficients)[N], const Floats& x, 
     for (int64_t i = N - 2; i >= 0; --i) y = y * x + coefficients[i];
 }
 
-// Coefficients are least squares of relative errors in Chebyshev's points, which leave 2e-8 and 1e-8: less than a rounding.
+// Coefficients are least squares in Chebyshev's points, which leave relative errors of 2e-8 and 1e-8: less than a rounding.
 GANFAST_INLINE void tanh_lanes(const Floats& x, Floats& y) {
     constexpr float NEAR = 0.625f, FAR = 10;  // beyond which the result is 1
     const Floats size = x < 0 ? -x : x;
@@ -31,8 +29,9 @@ GANFAST_INLINE void tanh_lanes(const Floats& x, Floats& y) {
 
     // elsewhere: 1 - 2 / (e^(2 |x|) + 1), where e^t = 2^n e^r and |r| <= log(2) / 2
     constexpr float OF_REST[] = {0.5f, 0.16666577f, 0.04166646f, 0.00836318f, 0.00139336f};
-    constexpr float PER_LOG2 = 1.44269504f, LOG2 = 0.693359375f, LOG2_MORE = -2.12194440e-4f;  // whose product with n is exact
-    constexpr float TO_INTEGER = 3 << 22;                                                      // added, it leaves no fraction
+    // log(2) in two parts, the first of so few bits that its product with n is exact (Cody & Waite 1980)
+    constexpr float PER_LOG2 = 1.44269504f, LOG2 = 0.693359375f, LOG2_MORE = -2.12194440e-4f;
+    constexpr float TO_INTEGER = 3 << 22;  // what it is added to loses its fraction
     const Floats t = 2 * (size < FAR ? size : Floats{} + FAR), shifted = t * PER_LOG2 + TO_INTEGER, n = shifted - TO_INTEGER;
     const Floats rest = t - n * LOG2 - n * LOG2_MORE;
     Floats power;

@@ -66,7 +66,7 @@ class Activation(NamedTuple):
     tanh: bool
 
     def over(self, y: Tensor) -> Tensor:
-        """The activation of a ``y`` that nobody else reads, in its memory where autograd allows that."""
+        """The activation of a ``y`` that nobody else reads; ReLU and LeakyReLU in its memory where autograd allows that."""
         return _tanh(y) if self.tanh else bent(y, self.slope)
 
 
@@ -169,8 +169,10 @@ def parts(modules: list[Any]) -> list[Any]:
                 continue
         if conv is not None:
             found.append(Part(conv, None, None))
+        elif isinstance(modules[at], nn.Tanh):
+            found.append(Part(None, None, modules[at]))
         else:
-            found.append(Part(None, None, modules[at]) if isinstance(modules[at], nn.Tanh) else modules[at])
+            found.append(modules[at])
         at += 1
     return found
 
@@ -222,6 +224,7 @@ def _activation_of_module(act: nn.Module) -> Activation | None:
 
 
 def _tanh(x: Any) -> Any:
+    """By the op, or by PyTorch's where its transforms look on."""
     return torch.tanh(x) if watched() else tanh(x)
 
 
@@ -292,9 +295,8 @@ def _normalise_and_activate(norm: _BatchNorm, x: Tensor, activation: Activation,
     if handed_on and y.requires_grad and not activation.tanh and not torch.compiler.is_compiling():
         eps, slope = norm.eps, activation.slope
 
-        def by_weight(grad: Tensor, *given: Any) -> Tensor:
-            parts, kernel = given[:5], given[5:]
-            found: Tensor = conv_norm_weight_gradient(grad, *parts, eps, slope, *kernel)
+        def by_weight(grad: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Any, bias: Any, *kernel: Any) -> Tensor:
+            found: Tensor = conv_norm_weight_gradient(grad, x, mean, var, weight, bias, eps, slope, *kernel)
             return found
 
         keep_recipe(y, by_weight, x, mean, var, norm.weight, norm.bias)

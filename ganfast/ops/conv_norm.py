@@ -78,8 +78,8 @@ BY_OP = Passes(
 )
 
 # which takes statistics as they are: below autograd
-NORMALISED = Passes(
-    lambda x, mean, var, gamma, beta, eps, slope: normalise_act(x, gamma, beta, mean, var, eps, slope, False), BY_OP.statistics
+NORMALISED = BY_OP._replace(
+    activated=lambda x, mean, var, gamma, beta, eps, slope: normalise_act(x, gamma, beta, mean, var, eps, slope, False)
 )
 
 
@@ -281,16 +281,6 @@ def _same_groups(*arguments: Any) -> bool:
     return products.triton_takes(*arguments) and (mean is None or groups in (0, mean.shape[0]))
 
 
-def _reads_once(grad: Tensor, x: Tensor, mean: Tensor, *others: Any) -> bool:
-    """Whether the C++ kernels normalise what they read: a transposed convolution reads each pixel once, and no padding."""
-    transposed, *kernel = others[5:]
-    return bool(transposed and len(mean) == 1 and products.pair_fits(x, grad, *kernel))
-
-
-def _in_tiles(grad: Tensor, x: Tensor, *others: Any) -> bool:
-    return products.pair_in_tiles(x, grad, *others[7:])
-
-
 _NORM = "Tensor mean, Tensor var, Tensor? gamma, Tensor? beta, float eps, float slope"
 _MAYBE_NORM = _NORM.replace("Tensor ", "Tensor? ")
 _WEIGHT_GRADIENT = (
@@ -327,8 +317,13 @@ if library.CPU == "cpp":
             "conv_norm_weight_gradient",
             _WEIGHT_GRADIENT,
             partial(conv_norm_weight_gradient_reference, passes=NORMALISED),
-            fits=_reads_once,
-            winograd=_in_tiles,
+            # kernels normalise what they read where a pixel is read once, and no padding
+            fits=lambda grad, x, mean, var, gamma, beta, eps, slope, transposed, *kernel: (
+                transposed and len(mean) == 1 and products.pair_fits(x, grad, *kernel)
+            ),
+            winograd=lambda grad, x, mean, var, gamma, beta, eps, slope, transposed, *kernel: products.pair_in_tiles(
+                x, grad, *kernel
+            ),
         )
     )
 _GRADIENTS = {

@@ -157,6 +157,7 @@ def bent(z: Tensor, slope: float = 1.0) -> Tensor:
 
 
 def typed(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """t in ``dtype``, or as it is."""
     return t if dtype is None else t.to(dtype)
 
 
@@ -438,6 +439,7 @@ def pair_fits(small: Tensor, big: Tensor, *others: Any) -> bool:
 
 
 def pair_in_tiles(small: Tensor, big: Tensor, height: int, width: int, stride: int, padding: int, *_: Any) -> bool:
+    """Whether Winograd's algorithm makes this gradient of a weight."""
     return _winograd_applies(small.shape[2:], big.shape[2:], (height, width), stride, padding, 2)
 
 

@@ -12,6 +12,7 @@ Bytes that must move: 2 |x| forward, 3 |x| backward.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,3 +54,8 @@ tanh_op = register(
     fake=torch.empty_like,
     differentiable=Differentiable(_Tanh.apply, tanh_reference),
 )
+
+
+def activates(overload: Callable[..., Any], arguments: Sequence[Any]) -> bool:
+    """Whether a call, as the dispatcher sees it, is this op: an activation always."""
+    return overload is tanh_op.overload

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ganfast.engine.samples import evaluating
 from ganfast.errors import InvalidValue, near
-from ganfast.ops import batch_norm, convolution
+from ganfast.ops import batch_norm, convolution, tanh
 from ganfast.recipe import Recipe
 
 GRID = 4  # maps are pooled to this many values a side, smaller ones stay as they are
@@ -77,7 +77,7 @@ class _Maps(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        ours = convolution.activates(func, args) or batch_norm.activates(func, args)
+        ours = any(page.activates(func, args) for page in (convolution, batch_norm, tanh))
         if (func.overloadpacket in _ACTIVATIONS or ours) and output.dim() == 4:
             height, width = output.shape[2:]
             self.maps.append(adaptive_max_pool2d(output.float(), (min(GRID, height), min(GRID, width))))

@@ -223,7 +223,7 @@ def test_a_tanh_among_modules_is_an_op_too() -> None:
         found, wanted = (
             torch.autograd.grad(out.square().sum(), list(network.parameters())) for out, network in ((y, fused), (expected, twin))
         )
-        # a bias before a batch norm has a gradient of nothing but roundings
+        # float32 sums in another order; a bias before a batch norm has a gradient of nothing but roundings
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -142,7 +142,8 @@ def test_nothing_differs_by_a_bit_from_what_is_not_handed_on(name: str, groups: 
         network = copy.deepcopy(fused)
         with Called() as called, statistics_groups(network, groups):
             results.append([*step(network, x), *step(network, 2 * x)])
-        assert set(called.names) >= OPS if on else "conv_norm" not in called.names
+        # the gradient of a weight by itself is what a recipe kept calls, too
+        assert set(called.names) >= OPS if on else not (OPS - {"conv_norm_weight_gradient"}) & set(called.names)
     for index, (one, other) in enumerate(zip(*results, strict=True)):
         assert torch.equal(one, other), index
 

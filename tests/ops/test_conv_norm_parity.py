@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import tiles
 import torch
 from torch import Tensor
 
@@ -84,15 +81,9 @@ def test_it_is_the_gradient_of_what_batch_norm_makes(
     check(case, dtype, slope, affine)
 
 
-@pytest.mark.parametrize("tile", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("tile", tiles.TILES)
 def test_on_lesser_processors(tile: str) -> None:
-    """Each with a process of its own, because a tile is chosen once."""
-    root = Path(__file__).parents[1]
-    script = "import test_conv_norm_parity as t; [t.check(c, d, 0.2, True) for c in t.CASES for d in t.DTYPES]; print('ran')"
-    path = os.pathsep.join([str(root), str(root / "ops"), str(root.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "GANFAST_TILE": tile}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.stdout == "ran\n", done.stderr[-4000:]
+    tiles.run(tile, "import test_conv_norm_parity as t; [t.check(c, d, 0.2, True) for c in t.CASES for d in t.DTYPES]")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

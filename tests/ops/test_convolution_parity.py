@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
+import tiles
 import torch
 import torch.nn.functional as F
 from cases import BATCH_LAYOUTS
@@ -226,12 +223,6 @@ def test_the_type_that_a_weight_gradient_has_anyway_makes_no_choice_of_its_own(m
     assert len(asked) == 3 and len(set(asked)) == 2
 
 
-@pytest.mark.parametrize("tile", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("tile", tiles.TILES)
 def test_the_tiles_of_lesser_processors(tile: str) -> None:
-    """Each with a process of its own, because a tile is chosen once."""
-    root = Path(__file__).parents[1]
-    script = "import test_convolution_parity as t; [t.test_parity(c, d) for c in t.CASES for d in t.DTYPES]; print('ran')"
-    path = os.pathsep.join([str(root), str(root / "ops"), str(root.parent)])
-    environment = {**os.environ, "PYTHONPATH": path, "GANFAST_TILE": tile}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.stdout == "ran\n", done.stderr[-4000:]
+    tiles.run(tile, "import test_convolution_parity as t; [t.test_parity(c, d) for c in t.CASES for d in t.DTYPES]")
